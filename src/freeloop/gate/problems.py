@@ -1,0 +1,143 @@
+"""Errors as RFC 9457 problem documents: the status, a title that names what is wrong, the request id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from freeloop.errors import FreeloopError, RequestError
+from freeloop.scope import current_scope
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+class FieldMistake(BaseModel):
+    """One value of the request that is not acceptable."""
+
+    field: str = Field(description="Where it stands: `body.price`, `query.limit`, `path.item_id`.")
+    message: str = Field(description="What was expected.")
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str = Field(default="about:blank", description="Always `about:blank`: the status says the kind.")
+    title: str = Field(description="One sentence that names the field, the limit or the resource.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What was expected, what came, and what to do.")
+    request_id: str = Field(description="The id to look for in the logs; also in `X-Request-ID`.")
+    errors: list[FieldMistake] | None = Field(default=None, description="One entry per wrong value (422).")
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the problem documents that a route may answer, for FastAPI's ``responses=``.
+
+    Args:
+        statuses: Those beside 400, 413, 422, 500 and 503, which any route may answer.
+    """
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({400, 413, 422, 500, 503, *statuses})
+    }
+
+
+def problem_of(error: FreeloopError, request_id: str) -> dict[str, Any]:
+    """Return the problem document of an error of ours."""
+    title = error.headline if isinstance(error, RequestError) else error.title
+    return _problem(error.status, title, error.detail, request_id)
+
+
+def problem_response(
+    status: int,
+    title: str,
+    detail: str,
+    *,
+    errors: Sequence[Mapping[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Render a problem document with the current request id."""
+    scope = current_scope()
+    content = _problem(status, title, detail, scope.id if scope else "-", errors)
+    return Response(orjson.dumps(content), status, headers, MEDIA_TYPE)
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Make ``app`` answer every error of ours, of Starlette and of validation as a problem document."""
+    app.add_exception_handler(FreeloopError, _answer_own)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+
+
+def _problem(
+    status: int,
+    title: str,
+    detail: str,
+    request_id: str,
+    errors: Sequence[Mapping[str, str]] | None = None,
+) -> dict[str, Any]:
+    problem = {
+        "type": "about:blank",
+        "title": _printable(title),
+        "status": status,
+        "detail": _printable(detail),
+        "request_id": request_id,
+    }
+    if errors:
+        problem["errors"] = errors
+    return problem
+
+
+def _printable(text: str) -> str:
+    # What the caller sent may hold lone surrogates, which no JSON encoder turns into UTF-8.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+async def _answer_own(_: Request, error: Exception) -> Response:
+    if not isinstance(error, FreeloopError):
+        raise error
+    title = error.headline if isinstance(error, RequestError) else error.title
+    return problem_response(error.status, title, error.detail, headers=error.headers)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    phrase = HTTPStatus(error.status_code).phrase
+    titles = {
+        404: f"No such page: {request.url.path}",
+        405: f"{request.method} is not allowed on {request.url.path}",
+        413: "The request body is larger than allowed",
+    }
+    title = titles.get(error.status_code, phrase)
+    detail = error.detail if error.detail and error.detail != phrase else title
+    return problem_response(error.status_code, title, str(detail), headers=error.headers)
+
+
+async def _answer_validation(_: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    mistakes = [
+        {
+            "field": _printable(".".join(str(part) for part in mistake["loc"])),
+            "message": _printable(str(mistake["msg"])),
+        }
+        for mistake in error.errors()
+    ]
+    first = mistakes[0]
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return problem_response(
+        422,
+        f"{first['field']}: {first['message']}{more}",
+        "; ".join(f"{mistake['field']}: {mistake['message']}" for mistake in mistakes),
+        errors=mistakes,
+    )

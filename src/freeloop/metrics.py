@@ -1,0 +1,53 @@
+"""What the service counts, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from freeloop.records import RequestRecord
+
+Gauge = tuple[str, str, Callable[[], float]]
+
+
+class Metrics(Collector):
+    """One registry of its own for one app; nothing is global.
+
+    Attributes:
+        registry: What ``/metrics`` shows.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._gauges: list[Gauge] = []
+        labels = ("method", "route", "status")
+        self._requests = Counter("freeloop_requests", "HTTP requests.", labels, registry=self.registry)
+        self._durations = Histogram(
+            "freeloop_request_duration_seconds",
+            "Time from a request's arrival to its last byte, by route.",
+            ("route",),
+            registry=self.registry,
+        )
+        self.registry.register(self)
+
+    def observe(self, record: RequestRecord) -> None:
+        """Count one ended request. A path that matches no route is counted as ``(none)``."""
+        route = record.route or "(none)"
+        self._requests.labels(record.method, route, str(record.status)).inc()
+        self._durations.labels(route).observe(record.duration)
+
+    def watch(self, gauges: Iterable[Gauge]) -> None:
+        """Read these (name, help, function) anew at each exposition."""
+        self._gauges.extend(gauges)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the watched gauges (called by the registry)."""
+        for name, says, read in self._gauges:
+            yield GaugeMetricFamily(name, says, value=read())
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

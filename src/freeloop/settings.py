@@ -1,0 +1,304 @@
+"""Every setting, once: ``FREELOOP_*`` variables, a ``.env`` file and flags, in that rising order.
+
+Frozen, validated at the start, passed in as plain values. It imports ``errors`` only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from freeloop.errors import SettingsError
+
+PREFIX: Final = "FREELOOP_"
+_MASK: Final = "********"
+
+
+def _none(value: object) -> object:
+    """Read the word 'none' as no limit."""
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
+def _pairs(value: object) -> object:
+    """Read ``name=url,name=url``."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
+    if any(not name or not url for name, _, url in pairs):
+        raise ValueError("each source is name=url")
+    return {name.strip(): url.strip() for name, _, url in pairs}
+
+
+def _default_data_dir() -> Path:
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        # The embedded server runs as an unprivileged user there, who cannot enter root's home.
+        return Path("/var/lib/freeloop")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "freeloop"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "freeloop"
+
+
+def _setting(  # Pydantic's Field is typed in the same way
+    default: Any,  # noqa: ANN401 - as above
+    says: str,
+    allowed: str,
+    *,
+    unit: str = "",
+    **bounds: Any,  # noqa: ANN401 - as above
+) -> Any:  # noqa: ANN401 - as above
+    extra: JsonDict = {"allowed": allowed, "unit": unit}
+    if callable(default):
+        return Field(default_factory=default, description=says, json_schema_extra=extra, **bounds)
+    return Field(default=default, description=says, json_schema_extra=extra, **bounds)
+
+
+NoneFloat = Annotated[float | None, BeforeValidator(_none)]
+
+
+class Settings(BaseSettings):
+    """All settings of the service; see each field's description.
+
+    Build it with :func:`load_settings`, which turns mistakes into readable lines.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        str_strip_whitespace=True,
+    )
+
+    host: str = _setting("127.0.0.1", "Address to listen on.", "an IP address or a host name", min_length=1)
+    port: int = _setting(8000, "Port to listen on.", "0 to 65535; 0 takes a free one", ge=0, le=65535)
+    token: SecretStr | None = _setting(
+        None,
+        "Bearer token for every write and for what shows internals; needed on any host but loopback.",
+        "16 characters or more",
+        min_length=16,
+    )
+    insecure: bool = _setting(False, "Serve on other hosts than loopback without a token.", "true or false")
+    data_dir: Path = _setting(
+        _default_data_dir, "Folder of the embedded PostgreSQL.", "a folder that can be made or written to"
+    )
+    database_url: SecretStr | None = _setting(
+        None,
+        "PostgreSQL 14 or newer; empty runs the embedded one.",
+        "postgresql://user:password@host:port/database, or empty",
+    )
+    database_pool_size: int = _setting(
+        10, "Connections of this process.", "1 to 1000", unit="connections", ge=1, le=1000
+    )
+    database_acquire_timeout: float = _setting(
+        2.0, "How long a request waits for a connection.", "over 0, at most 300", unit="s", gt=0, le=300
+    )
+    database_statement_timeout: NoneFloat = _setting(
+        30.0,
+        "How long a statement may run.",
+        "over 0, at most 86400, or 'none'",
+        unit="s",
+        gt=0,
+        le=86400,
+    )
+    start_timeout: float = _setting(
+        30.0,
+        "How long the start waits for the database.",
+        "over 0, at most 3600",
+        unit="s",
+        gt=0,
+        le=3600,
+    )
+    shutdown_timeout: float = _setting(
+        10.0,
+        "How long running requests may finish at shutdown.",
+        "0 to 3600",
+        unit="s",
+        ge=0,
+        le=3600,
+    )
+    sources: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)] = _setting(
+        dict,
+        "External APIs that /fetch-data may call, the first by default; empty runs the bundled sample.",
+        "name=url,name=url with http or https URLs; a comma in a URL is written %2C",
+    )
+    fetch_timeout: float = _setting(
+        10.0, "How long one call to an external API may take.", "over 0, at most 300", unit="s", gt=0, le=300
+    )
+    fetch_max_body: int = _setting(
+        10 * 2**20,
+        "The largest answer of an external API.",
+        "1 to 1073741824",
+        unit="bytes",
+        ge=1,
+        le=2**30,
+    )
+    max_body: int = _setting(
+        2**20, "The largest request body.", "1 to 1073741824", unit="bytes", ge=1, le=2**30
+    )
+    threads: int = _setting(
+        40, "Sync calls of /sync-task that run at once.", "1 to 1000", unit="threads", ge=1, le=1000
+    )
+    changes_retention: float = _setting(
+        86400.0,
+        "How long the change log and idempotency keys are kept.",
+        "60 to 31536000",
+        unit="s",
+        ge=60,
+        le=31536000,
+    )
+    log_format: Literal["auto", "json", "console"] = _setting(
+        "auto",
+        "How log records look; auto is console on a terminal, else json.",
+        "auto, json or console",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "The least severe records that are logged.", "debug, info, warning or error"
+    )
+    access_log: bool = _setting(True, "Log one record a request.", "true or false")
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in {"postgresql", "postgres"}:
+            raise ValueError("not a postgresql:// URL")
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _check_sources(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, url in value.items():
+            parts = urlsplit(url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError(f"source '{name}' has no http or https URL")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags over the ``.env`` file over the environment."""
+        del settings_cls, file_secret_settings
+        return init_settings, dotenv_settings, env_settings
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read and validate all settings.
+
+    Args:
+        flags: Values of command-line flags by field name; None means not given.
+
+    Raises:
+        SettingsError: One readable line per mistake, each naming the setting, the value and what is allowed.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        origins = find_origins(given)
+        raise SettingsError([_describe(mistake, origins) for mistake in error.errors()]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f".env: expected a readable UTF-8 file; {error}"]) from None
+    if settings.host not in {"127.0.0.1", "localhost", "::1"} and not (settings.token or settings.insecure):
+        raise SettingsError(
+            [
+                (
+                    f"{PREFIX}HOST={settings.host!r}: other machines could write here. Set {PREFIX}TOKEN "
+                    "(16 characters or more), or say --insecure."
+                )
+            ]
+        )
+    return settings
+
+
+def find_origins(flags: Mapping[str, Any]) -> dict[str, str]:
+    """Tell where each setting's value comes from: ``flag``, ``.env``, ``environment``; absent: default."""
+    origins: dict[str, str] = {}
+    environment = {name.lower() for name, value in os.environ.items() if value}
+    dotenv = {name.lower() for name, value in DotEnvSettingsSource(Settings).env_vars.items() if value}
+    for name in Settings.model_fields:
+        variable = (PREFIX + name).lower()
+        if name in flags:
+            origins[name] = "flag"
+        elif variable in dotenv:
+            origins[name] = ".env"
+        elif variable in environment:
+            origins[name] = "environment"
+    return origins
+
+
+def find_unknown() -> list[str]:
+    """Return one line per ``FREELOOP_*`` variable that is no setting, with the nearest name."""
+    known = {(PREFIX + name).upper() for name in Settings.model_fields}
+    given = {name.upper() for name in os.environ} | {
+        name.upper() for name in DotEnvSettingsSource(Settings).env_vars
+    }
+    lines = []
+    for name in sorted(given - known):
+        if name.startswith(PREFIX):
+            near = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"{name} is not a setting" + (f"; is {near[0]} meant?" if near else ""))
+    return lines
+
+
+def display(name: str, value: object) -> str:
+    """Return a setting's value as it may be shown: secrets masked, passwords in URLs masked."""
+    if value is None:
+        return "" if name in {"token", "database_url"} else "none"
+    if isinstance(value, SecretStr):
+        if name != "database_url":
+            return _MASK
+        url = urlsplit(value.get_secret_value())
+        return f"{url.scheme}://{_MASK}@{url.hostname or ''}{url.path}"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={mask_url(url)}" for key, url in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def mask_url(url: str) -> str:
+    """Return ``url`` without its user information and its query, which may hold secrets."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query=_MASK if parts.query else "", fragment="").geturl()
+
+
+def facts(field: FieldInfo) -> tuple[str, str]:
+    """Return a setting's unit and what is allowed."""
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict):
+        raise TypeError("every setting is declared through _setting")
+    return str(extra["unit"]), str(extra["allowed"])
+
+
+def _describe(mistake: ErrorDetails, origins: Mapping[str, str]) -> str:
+    name = str(mistake["loc"][0])
+    _, allowed = facts(Settings.model_fields[name])
+    came = mistake["input"]
+    shown = _MASK if name in {"token", "database_url"} else repr(came)
+    origin = origins.get(name, "default")
+    reason = f" ({mistake['ctx']['error']})" if mistake["type"] == "value_error" else ""
+    return f"{PREFIX}{name.upper()}={shown} (from {origin}): expected {allowed}{reason}"
