@@ -130,9 +130,8 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers = [writer]
     root.setLevel(level.upper())
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
-        logging.getLogger(name).handlers = []
-        logging.getLogger(name).propagate = True
+    # What uvicorn says of its start and end, our server says too.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, root.level))
     return writer
 
 

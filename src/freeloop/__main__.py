@@ -1,0 +1,5 @@
+"""``python -m freeloop`` is ``freeloop``."""
+
+from freeloop.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""``freeloop serve``: run the reference service."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from freeloop.cli.failure import readable_failures
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the embedded PostgreSQL.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, json or console.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve on other hosts than loopback without a token.")
+    ] = False,
+) -> None:
+    """Run the service: waiting tasks, external data and items, on an embedded or your own PostgreSQL."""
+    with readable_failures():
+        # Imported here, so that 'freeloop --help' and a wrong setting answer at once.
+        from freeloop.settings import find_unknown, load_settings
+
+        settings = load_settings(
+            {
+                "host": host,
+                "port": port,
+                "data_dir": data_dir,
+                "log_format": log_format,
+                "log_level": log_level,
+                "insecure": insecure or None,
+            }
+        )
+        import logging
+
+        import uvloop
+
+        from freeloop.logs import configure_logs
+        from freeloop.server import bind
+        from freeloop.server import serve as serve_app
+        from freeloop.service.app import create_app
+
+        logger = logging.getLogger("freeloop")
+        bound = bind(settings.host, settings.port)
+        writer = configure_logs(format=settings.log_format, level=settings.log_level)
+        try:
+            for line in find_unknown():
+                logger.warning(line)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(
+                    serve_app(
+                        create_app(settings),
+                        bound,
+                        shutdown_timeout=settings.shutdown_timeout,
+                        on_listening=lambda url: logger.info("listening", extra={"url": url}),
+                    )
+                )
+        finally:
+            writer.close()

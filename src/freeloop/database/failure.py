@@ -1,0 +1,103 @@
+"""What went wrong, in our own errors: a pure decision over the exceptions that asyncpg raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import asyncpg
+
+from freeloop.errors import DatabaseUnavailable, FreeloopError, StatementTimeout
+
+# The server answered, and the same login will be refused again: no reason to try once more.
+LOGIN_REFUSED: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ClientConfigurationError,
+)
+
+# Class 08, class 57 without query_canceled (shutdown, crash, starting up), and sessions the server ended.
+_BROKEN: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    OSError,
+)
+
+
+def connect_failure(error: BaseException, place: str, name: str) -> DatabaseUnavailable:
+    """Describe why no connection could be made.
+
+    Args:
+        error: what asyncpg raised.
+        place: where the server was looked for, without credentials.
+        name: the name of the database object.
+    """
+    if isinstance(error, LOGIN_REFUSED):
+        return DatabaseUnavailable(
+            f"PostgreSQL at {place} refused the login for '{name}': {error}. Check FREELOOP_DATABASE_URL."
+        )
+    reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return DatabaseUnavailable(
+        f"no connection to '{name}' at {place}: {reason}. Is PostgreSQL running there?"
+    )
+
+
+def is_final(error: DatabaseUnavailable) -> bool:
+    """Tell whether trying the same connection again cannot help."""
+    return isinstance(error.__cause__, LOGIN_REFUSED)
+
+
+def statement_failure(
+    error: Exception, *, closed: bool, name: str, limit: float | None
+) -> FreeloopError | None:
+    """Return our error for one that a statement raised, or None where it passes unchanged.
+
+    Args:
+        error: what asyncpg raised.
+        closed: whether the connection is closed now.
+        name: the name of the database object.
+        limit: the statement timeout in seconds, None for none.
+    """
+    if isinstance(error, TimeoutError):
+        return StatementTimeout(
+            f"a statement on '{name}' took longer than {limit} s and was cancelled on the server. "
+            "Make it do less, or raise FREELOOP_DATABASE_STATEMENT_TIMEOUT."
+        )
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return StatementTimeout(f"a statement on '{name}' was cancelled on the server: {error}.")
+    # An InterfaceError is a mistake in the caller's code, unless it only says that the connection is gone.
+    gone = closed and isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
+    if gone or isinstance(error, _BROKEN):
+        return DatabaseUnavailable(
+            f"the connection to '{name}' broke during a statement, which may have taken effect: {error}"
+        )
+    return None
+
+
+@contextmanager
+def translated(
+    connection: asyncpg.Connection[asyncpg.Record], name: str, limit: float | None
+) -> Iterator[None]:
+    """Raise our error in place of asyncpg's. Only calls of asyncpg belong in the block.
+
+    A caller's own TimeoutError or OSError would be mistaken for one of the database.
+    """
+    try:
+        yield
+    except Exception as error:
+        ours = statement_failure(error, closed=_is_gone(connection), name=name, limit=limit)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def _is_gone(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        # asyncpg's pool takes a lent connection back itself when it breaks, and leaves an empty proxy.
+        return True

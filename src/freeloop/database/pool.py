@@ -1,0 +1,215 @@
+"""The pool: a connection for one statement or one transaction, and never longer.
+
+asyncpg's pool holds the connections. On top of it: waiting is bounded and says what it waited for,
+errors are our own, and nothing is sent when a connection comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any, Final, TypeAlias, cast
+
+import asyncpg
+
+from freeloop.database.address import Address, ServerPort
+from freeloop.database.connect import Connector, prepare, retry_until_reached
+from freeloop.database.failure import translated
+from freeloop.database.listen import Listener, Notification
+from freeloop.database.queries import Queries
+from freeloop.database.transaction import Isolation, Transaction
+from freeloop.errors import DatabaseUnavailable, PoolTimeout, StatementTimeout
+
+_Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+_Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+_Proxy: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+_CLOSE_TIMEOUT: Final = 5.0
+
+
+class Database(Queries):
+    """A pool of connections to one PostgreSQL database.
+
+    A statement borrows a connection for itself only, a transaction for its block only. What a session
+    remembers (``SET``, advisory locks of the session, ``LISTEN``, temporary tables) is NOT reset when
+    a connection comes back, which saves a round trip on each use: use ``SET LOCAL``,
+    ``pg_advisory_xact_lock`` and :meth:`listen` instead.
+
+    Args:
+        address: where PostgreSQL listens.
+        size: the most connections to hold; they are made when they are needed.
+        acquire_timeout: seconds to wait for a free connection.
+        statement_timeout: seconds that a statement may take, None for no limit.
+        server: who restarts a server that is down; None where that is not our business.
+        name: the name in messages and metrics.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        size: int = 10,
+        acquire_timeout: float = 2.0,
+        statement_timeout: float | None = 30.0,
+        server: ServerPort | None = None,
+        name: str = "main",
+    ) -> None:
+        self._address = address
+        self._size = size
+        self._acquire_timeout = acquire_timeout
+        self._statement_timeout = statement_timeout
+        self._name = name
+        self._connector = Connector(address, statement_timeout=statement_timeout, server=server, name=name)
+        self._pool: _Pool | None = None
+        self._waiting = 0
+
+    async def open(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the caller's word
+        """Connect once, so that a wrong address shows now; does nothing where it is open already.
+
+        Args:
+            timeout: seconds during which an unreachable server is tried again.
+
+        Raises:
+            DatabaseUnavailable: The server was not reached in time, or refused the login (which is not
+                tried again).
+        """
+        if self._pool is None:
+            self._pool = await retry_until_reached(self._open_pool, within=timeout, place=self._address.place)
+
+    async def _open_pool(self) -> _Pool:
+        return await asyncpg.create_pool(
+            connect=cast("Any", self._connector.connect),
+            init=prepare,
+            reset=_leave_session,
+            # No floor: asyncpg would restore it in the background, with a traceback in the log for
+            # every attempt while the server is down. One connection proves the address.
+            min_size=0,
+            init_size=min(1, self._size),
+            max_size=self._size,
+        )
+
+    async def close(self) -> None:
+        """Close all connections, after at most 5 seconds for those that are lent; idempotent."""
+        self._connector.stop()
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        # Where the time is over asyncpg's close is cancelled, and ends the connections itself.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await pool.close()
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        isolation: Isolation = "read_committed",
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> AsyncIterator[Transaction]:
+        """Open a transaction: committed at the end of the block, rolled back where the block raises.
+
+        Args:
+            isolation: PostgreSQL's isolation level.
+            readonly: whether writes are refused.
+            deferrable: whether a serializable read-only transaction waits for a safe snapshot.
+
+        Raises:
+            PoolTimeout: No connection came free in time.
+            DatabaseUnavailable: The server cannot be reached, or the connection broke.
+            asyncpg.PostgresError: What PostgreSQL refuses at COMMIT, such as a deferred constraint.
+        """
+        async with self._lend(self._acquire_timeout) as connection:
+            transaction = Transaction(connection, name=self._name, statement_timeout=self._statement_timeout)
+            async with transaction.begin(isolation=isolation, readonly=readonly, deferrable=deferrable):
+                yield transaction
+
+    def listen(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Notification]]:
+        """Listen on channels, over a connection of its own; see :class:`Listener`."""
+        return Listener(self._connector, channels)
+
+    async def check(self, *, timeout: float) -> None:  # noqa: ASYNC109 - the caller's word
+        """Prove that a statement works.
+
+        Args:
+            timeout: seconds for borrowing and answer together.
+
+        Raises:
+            PoolTimeout: No connection came free in time.
+            DatabaseUnavailable: The server cannot be reached, or did not answer in time.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        async with self._lend(min(timeout, self._acquire_timeout)) as connection:
+            try:
+                with translated(connection, self._name, self._statement_timeout):
+                    async with asyncio.timeout_at(deadline):
+                        await connection.fetchval("SELECT 1")
+            except StatementTimeout as error:
+                raise DatabaseUnavailable(f"'{self._name}' did not answer within {timeout} s") from error
+
+    @property
+    def size(self) -> int:
+        """The most connections that the pool holds."""
+        return self._size
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are lent."""
+        return self._pool.get_size() - self._pool.get_idle_size() if self._pool else 0
+
+    @property
+    def idle(self) -> int:
+        """Connections that are open and free."""
+        return self._pool.get_idle_size() if self._pool else 0
+
+    @property
+    def waiting(self) -> int:
+        """Callers that wait for a connection."""
+        return self._waiting
+
+    @asynccontextmanager
+    async def _statement(self) -> AsyncIterator[_Connection]:
+        async with self._lend(self._acquire_timeout) as connection:
+            with translated(connection, self._name, self._statement_timeout):
+                yield connection
+
+    @asynccontextmanager
+    async def _lend(self, seconds: float) -> AsyncIterator[_Connection]:
+        """Lend a connection for the block, waiting at most ``seconds`` for it."""
+        pool = self._pool
+        if pool is None or pool.is_closing():
+            raise DatabaseUnavailable(f"'{self._name}' is not open: it was closed, or open() was not awaited")
+        connection = await self._acquire(pool, seconds)
+        try:
+            # The proxy has every method of a connection, by a metaclass that type checkers cannot follow.
+            yield cast("_Connection", connection)
+        finally:
+            # asyncpg shields this from cancellation. A failure (the connection broke, the pool is
+            # closed) has already ended the connection, and must not hide how the statement ended.
+            with suppress(Exception):
+                await pool.release(connection)
+
+    async def _acquire(self, pool: _Pool, seconds: float) -> _Proxy:
+        self._waiting += 1
+        try:
+            return await pool.acquire(timeout=seconds)
+        except TimeoutError as error:
+            # Where not one connection stands the wait was for the server and not for other callers.
+            if self._connector.trouble and pool.get_size() == 0:
+                raise DatabaseUnavailable(self._connector.trouble.detail) from error
+            raise PoolTimeout(
+                f"no connection to '{self._name}' came free within {seconds} s "
+                f"({self.in_use} of {self._size} lent). Raise FREELOOP_DATABASE_POOL_SIZE or hold "
+                "connections for less time."
+            ) from error
+        except asyncpg.InterfaceError as error:
+            if not pool.is_closing():
+                raise
+            raise DatabaseUnavailable(f"'{self._name}' is closing") from error
+        finally:
+            self._waiting -= 1
+
+
+async def _leave_session(_: object) -> None:
+    """Send nothing: asyncpg has rolled back an open transaction by then, and cleared its listeners."""

@@ -1,0 +1,119 @@
+"""The service as one FastAPI app; made by a call, so that nothing exists at import."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+
+import freeloop
+from freeloop.database import Database
+from freeloop.gate.middleware import Observer, install_gate
+from freeloop.gate.problems import Problem, install_problem_handlers, problem_response
+from freeloop.kit import open_resources
+from freeloop.logs import log_request
+from freeloop.metrics import Metrics
+from freeloop.service import fetch, health, waiting
+from freeloop.service.items import routes as items
+from freeloop.service.items.feed import ChangeFeed
+from freeloop.service.items.retention import Retention
+from freeloop.service.sample import SampleApi
+from freeloop.settings import Settings
+from freeloop.threads import ThreadPool
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the reference service; its lifespan opens and closes everything it lives on."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with AsyncExitStack() as stack:
+            resources = await stack.enter_async_context(open_resources(settings, MIGRATIONS))
+            changes = ChangeFeed(resources.database)
+            await stack.enter_async_context(changes)
+            await stack.enter_async_context(Retention(resources.database, max_age=settings.changes_retention))
+            sources = settings.sources
+            if not sources:
+                sources = (await stack.enter_async_context(SampleApi())).sources
+            threads = ThreadPool("sync-task", size=settings.threads)
+            metrics.watch(list_gauges(resources.database, threads))
+            yield {
+                "database": resources.database,
+                "outbound": resources.outbound,
+                "changes": changes,
+                "sources": sources,
+                "threads": threads,
+                "metrics": metrics,
+                "token": settings.token.get_secret_value() if settings.token else None,
+                "draining": _Draining(changes),
+            }
+
+    app = FastAPI(
+        title="Freeloop",
+        version=freeloop.__version__,
+        summary="Waiting tasks, external data and items: an async service on real parts.",
+        lifespan=lifespan,
+        max_body_size=settings.max_body,
+    )
+    observers: list[Observer] = [metrics.observe]
+    if settings.access_log:
+        observers.append(log_request)
+    for router in (waiting.router, fetch.router, items.router, health.router):
+        app.include_router(router)
+    install_problem_handlers(app)
+    app.add_exception_handler(Exception, _answer_unexpected)
+    install_gate(app, observers=observers, max_body=settings.max_body)
+    _document_problems(app)
+    return app
+
+
+class _Draining(asyncio.Event):
+    """Set when the shutdown begins: readiness turns, and streams end, so that nobody waits for them."""
+
+    def __init__(self, changes: ChangeFeed) -> None:
+        super().__init__()
+        self._changes = changes
+
+    def set(self) -> None:
+        """Begin."""
+        super().set()
+        self._changes.stop()
+
+
+async def _answer_unexpected(_: Request, __: Exception) -> Response:
+    return problem_response(
+        500,
+        "Internal error",
+        "The service failed unexpectedly; the log has the reason under this request id.",
+    )
+
+
+def list_gauges(database: Database, threads: ThreadPool) -> list[tuple[str, str, Any]]:
+    """Return what /metrics reads at each exposition."""
+    return [
+        ("freeloop_database_connections_in_use", "Connections lent out.", lambda: database.in_use),
+        ("freeloop_database_connections_idle", "Connections open and free.", lambda: database.idle),
+        ("freeloop_database_waiting", "Callers that wait for a connection.", lambda: database.waiting),
+        ("freeloop_threads_in_use", "Threads of /sync-task that run.", lambda: threads.in_use),
+    ]
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add the Problem schema, to which every route's responses point, to the OpenAPI document."""
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = build()
+        document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = (
+            Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        )
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

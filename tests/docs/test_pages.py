@@ -1,0 +1,64 @@
+"""Every error, metric and page is documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from freeloop import errors
+from freeloop.errors import FreeloopError
+from freeloop.metrics import Metrics
+from freeloop.records import RequestRecord
+from freeloop.service.app import create_app, list_gauges
+from freeloop.settings import Settings
+from freeloop.threads import ThreadPool
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_every_error_is_documented_with_its_status():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", (DOCS / "errors.md").read_text(), re.MULTILINE))
+    leaves = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, FreeloopError) and not kind.__subclasses__()
+    }
+    assert set(rows) == set(leaves)
+    for name, kind in leaves.items():
+        assert rows[name] in {str(kind.status), "the start stops"}
+
+
+def test_the_drawn_tree_names_every_error():
+    drawn = set(re.findall(r"[├└]── (\w+)", errors.__doc__)) | {"FreeloopError"}
+    assert drawn == {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, FreeloopError)
+    }
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "index.md").read_text()
+    assert set(re.findall(r"\]\((\w[\w-]+\.md)\)", index)) == {path.name for path in DOCS.glob("*.md")} - {
+        "index.md"
+    }
+
+
+@pytest.fixture
+def documented():
+    return set(re.findall(r"`(freeloop_\w+)`", (DOCS / "operations.md").read_text()))
+
+
+async def test_every_metric_is_documented(database, documented):
+    metrics = Metrics()
+    metrics.observe(RequestRecord("r", "GET", "/", "/", 200, 0.1, ""))
+    metrics.watch(list_gauges(database, ThreadPool("x")))
+    shown = set(re.findall(r"^# TYPE (freeloop_\w+) ", metrics.render().decode(), re.MULTILINE))
+    assert {name for name in shown if not name.endswith("_created")} == documented
+
+
+def test_the_service_documents_every_operation():
+    document = create_app(Settings()).openapi()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert operation.get("description"), f"{method} {path}"

@@ -1,0 +1,83 @@
+"""The items router alone, on a real server and a real database; and what its tests do over and over."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+
+import aiohttp
+import asyncpg
+import uvicorn
+from fastapi import FastAPI
+
+from freeloop.gate.problems import install_problem_handlers
+from freeloop.service.items.changelog import Cursor
+from freeloop.service.items.feed import ChangeFeed
+from freeloop.service.items.routes import router
+
+TOKEN = "a-token-for-tests"  # noqa: S105  # nobody else's secret
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+
+NEVER = 600.0  # seconds: longer than any test runs, so what arrives was announced
+SOON = 15.0  # seconds: far more than anything here takes
+
+INSERT = "insert into items (name, price) values ($1, 1) returning id"
+
+
+@asynccontextmanager
+async def serve_items(database, **feed):
+    """Yield an authorized client session; closing the feed ends the streams, so the server can stop."""
+    async with ChangeFeed(database, **feed) as changes:
+
+        @asynccontextmanager
+        async def lifespan(_):
+            yield {"database": database, "changes": changes, "token": TOKEN}
+
+        app = FastAPI(lifespan=lifespan)
+        app.include_router(router)
+        install_problem_handlers(app)
+        config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=10)
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            timeout = aiohttp.ClientTimeout(total=30)
+            try:
+                async with aiohttp.ClientSession(url, headers=AUTHORIZED, timeout=timeout) as client:
+                    yield client, changes
+            finally:
+                await changes.close()
+                server.should_exit = True
+                async with asyncio.timeout(15):
+                    await serving
+
+
+@asynccontextmanager
+async def connect(address):
+    connection = await asyncpg.connect(**address.arguments())
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=5)
+
+
+async def take(stream, number):
+    """Return the next changes of a stream."""
+    async with asyncio.timeout(SOON):
+        return [await anext(stream) for _ in range(number)]
+
+
+async def until(condition):
+    """Wait for what gives no signal."""
+    async with asyncio.timeout(SOON):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def insert(queries, *names):
+    return [await queries.fetch_value(INSERT, name) for name in names]
+
+
+async def log(queries):
+    """The whole log in the order in which it must arrive."""
+    rows = await queries.fetch("select stamp, id from item_changes order by stamp, id")
+    return [Cursor(*row) for row in rows]
