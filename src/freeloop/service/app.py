@@ -18,6 +18,7 @@ from freeloop.kit import open_resources
 from freeloop.logs import log_request
 from freeloop.metrics import Metrics
 from freeloop.service import fetch, health, waiting
+from freeloop.service.docs_page import install_docs_page
 from freeloop.service.items import routes as items
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.service.items.retention import Retention
@@ -60,6 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=freeloop.__version__,
         summary="Waiting tasks, external data and items: an async service on real parts.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         max_body_size=settings.max_body,
     )
     observers: list[Observer] = [metrics.observe]
@@ -67,6 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
         observers.append(log_request)
     for router in (waiting.router, fetch.router, items.router, health.router):
         app.include_router(router)
+    install_docs_page(app)
     install_problem_handlers(app)
     app.add_exception_handler(Exception, _answer_unexpected)
     install_gate(app, observers=observers, max_body=settings.max_body)
@@ -111,9 +115,9 @@ def _document_problems(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = build()
-        document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = (
-            Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        )
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(problem.pop("$defs", {}), Problem=problem)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

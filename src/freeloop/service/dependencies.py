@@ -15,26 +15,27 @@ from freeloop.outbound import Client
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.threads import ThreadPool
 
+# All async: FastAPI would run each plain function in a thread, and slow sync code could starve them.
 _bearer = HTTPBearer(auto_error=False, description="FREELOOP_TOKEN, where it is set.")
 
 
-def _database(request: Request) -> Database:
+async def _database(request: Request) -> Database:
     return cast("Database", request.state.database)
 
 
-def _outbound(request: Request) -> Client:
+async def _outbound(request: Request) -> Client:
     return cast("Client", request.state.outbound)
 
 
-def _sources(request: Request) -> Mapping[str, str]:
+async def _sources(request: Request) -> Mapping[str, str]:
     return cast("Mapping[str, str]", request.state.sources)
 
 
-def _changes(request: Request) -> ChangeFeed:
+async def _changes(request: Request) -> ChangeFeed:
     return cast("ChangeFeed", request.state.changes)
 
 
-def _threads(request: Request) -> ThreadPool:
+async def _threads(request: Request) -> ThreadPool:
     return cast("ThreadPool", request.state.threads)
 
 

@@ -23,7 +23,7 @@ class Status(BaseModel):
     status: Literal["ok"]
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     return cast("Metrics", request.state.metrics)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ class OwnServer:
         self._server = EmbeddedServer(self._folder / "data", start_timeout=self._start_timeout)
         try:
             self.address: Address = self._run(self._server.start(), self._start_timeout)
+            (self._pid_file,) = self._folder.rglob("postmaster.pid")
         except BaseException:
             self._end()
             raise
@@ -60,6 +62,7 @@ class OwnServer:
     ) -> None:
         try:
             self._run(self._server.close(), _STOP_TIMEOUT)
+            self._wait_for_the_end()
         finally:
             self._end()
 
@@ -86,9 +89,14 @@ class OwnServer:
         with contextlib.suppress(ProcessLookupError):
             os.kill(postgres, signal.SIGKILL)
 
+    def _wait_for_the_end(self) -> None:
+        """Wait until PostgreSQL has stopped: closing only gives the lease back, and its folder goes next."""
+        until = time.monotonic() + _STOP_TIMEOUT
+        while self._pid_file.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+
     def _find_postgres(self) -> int:
-        (pid_file,) = self._folder.rglob("postmaster.pid")
-        return int(pid_file.read_text().split()[0])
+        return int(self._pid_file.read_text().split()[0])
 
     def _run(self, coroutine: Coroutine[Any, Any, _T], seconds: float) -> _T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)

@@ -158,7 +158,7 @@ def _check_reach(folder: Path, account: Account) -> None:
     if account.uid == os.geteuid():
         return
     barrier = find_barrier(folder, account)
-    if barrier is not None:
+    if barrier is not None and barrier.is_dir():
         raise EmbeddedServerError(
             f"PostgreSQL refuses to run as root and would run as '{account.name}', who cannot enter "
             f"{describe_barrier(barrier)} on the way to {folder}. Set FREELOOP_DATA_DIR to a folder that "
@@ -174,10 +174,12 @@ def _check_cluster(place: Place, major: int, account: Account) -> None:
         ]
         if others:
             raise _wrong_version(place.folder / others[0], others[0], major)
+        _check_name(account)
         return
     if not cluster.is_dir():
         raise EmbeddedServerError(f"expected {cluster} to be a folder with a PostgreSQL cluster. {_MOVE}")
-    if not any(cluster.iterdir()):
+    if os.access(cluster, os.R_OK) and not any(cluster.iterdir()):
+        _check_name(account)
         return
     try:
         version = (cluster / "PG_VERSION").read_text(encoding="utf-8", errors="replace").strip()
@@ -197,6 +199,15 @@ def _check_cluster(place: Place, major: int, account: Account) -> None:
             f"the cluster {cluster} belongs to {describe_owner(cluster)} and PostgreSQL would run as "
             f"'{account.name}'. Change its owner (chown -R {account.name} {cluster}), or set "
             "FREELOOP_DATA_DIR to another folder."
+        )
+
+
+def _check_name(account: Account) -> None:
+    if account.name == str(account.uid):
+        raise EmbeddedServerError(
+            f"PostgreSQL would run as the user with the number {account.uid}, who has no name on this system, "
+            "and its initdb insists on one. Give it a name (a line in /etc/passwd), start as another user, or "
+            "set FREELOOP_DATABASE_URL."
         )
 
 

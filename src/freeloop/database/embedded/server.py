@@ -184,7 +184,8 @@ class EmbeddedServer:
             state = read_state(self._place.keeper)
             raise EmbeddedServerError(
                 f"the embedded PostgreSQL in {self._place.folder} was not ready in time (keeper "
-                f"{state.keeper}: {state.phase or 'not started'}). Raise FREELOOP_START_TIMEOUT if it only needs longer. "
+                f"{state.keeper}: {state.phase or 'not started'}). Raise FREELOOP_START_TIMEOUT if it only "
+                "needs longer. "
                 f"{self._place.tail()}"
             )
         return min(patience.remaining, _SLICE)
