@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from freeloop.records import RequestRecord
 
 Gauge = tuple[str, str, Callable[[], float]]
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
 
 class Metrics(Collector):
@@ -23,6 +25,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._gauges: list[Gauge] = []
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         labels = ("method", "route", "status")
         self._requests = Counter("freeloop_requests", "HTTP requests.", labels, registry=self.registry)
         self._durations = Histogram(
@@ -35,9 +38,19 @@ class Metrics(Collector):
 
     def observe(self, record: RequestRecord) -> None:
         """Count one ended request. A path that matches no route is counted as ``(none)``."""
-        route = record.route or "(none)"
-        self._requests.labels(record.method, route, str(record.status)).inc()
-        self._durations.labels(route).observe(record.duration)
+        method = record.method if record.method in _METHODS else "(other)"
+        key = (method, record.route, record.status)
+        series = self._series.get(key)
+        if series is None:
+            # Finding a labelled series costs more than counting in it. Bounded: routes come from the app,
+            # statuses are three digits, and unknown methods share one name.
+            route = record.route or "(none)"
+            series = self._series[key] = (
+                self._requests.labels(method, route, str(record.status)),
+                self._durations.labels(route),
+            )
+        series[0].inc()
+        series[1].observe(record.duration)
 
     def watch(self, gauges: Iterable[Gauge]) -> None:
         """Read these (name, help, function) anew at each exposition."""

@@ -17,6 +17,8 @@ import pytest
 from freeloop.database.embedded.binaries import find_binaries
 from freeloop.database.embedded.locks import read_state
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the ends of processes are told by pidfd")
+
 WITHIN = 40.0
 
 # Obeys one line at a time, and answers each with one line.
@@ -128,11 +130,15 @@ class Home:
 
 
 @contextmanager
-def make_home(name="data"):
+def make_home(name="data", cluster=None):
     # Not pytest's folder: it is closed to the user that PostgreSQL runs as where the tests run as root.
     folder = Path(tempfile.mkdtemp(prefix="freeloop-", dir="/tmp"))
     folder.chmod(0o755)
     home = Home(folder / name)
+    if cluster is not None:
+        subprocess.run(
+            ["cp", "-a", str(cluster), str(home.path)], check=True, timeout=WITHIN
+        )  # keeps the owner
     try:
         yield home
     finally:
@@ -147,8 +153,22 @@ def make_home(name="data"):
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    with make_home() as home:
+        home.client().start().ask("close")
+        yield home.path
+
+
 @pytest.fixture
-def home():
+def home(cluster):
+    """A folder whose cluster was made before, which is quicker."""
+    with make_home(cluster=cluster) as home:
+        yield home
+
+
+@pytest.fixture
+def empty_home():
     with make_home() as home:
         yield home
 
@@ -245,9 +265,31 @@ def test_a_terminated_keeper_stops_the_server_in_good_order(home):
     assert client.ask("sql SELECT n FROM t") == [[7]]
 
 
-@pytest.mark.parametrize("seen", [".", "postgresql.conf", "base/1/PG_VERSION", "pg_wal/0*"])
-@pytest.mark.parametrize("victims", ["keeper", "client", "both"])
-def test_killed_while_the_cluster_is_made(home, seen, victims):
+def test_the_number_of_a_killed_postmaster_went_to_another_program(home):
+    cluster = home.place / "18"
+    owner = cluster.stat().st_uid
+    other = subprocess.Popen(["sleep", "120"], user=owner if os.geteuid() == 0 else None)
+    try:
+        (cluster / "postmaster.pid").write_text(f"{other.pid}\n{cluster}\n")
+        assert home.client().start().ask("sql SELECT 1") == [[1]]
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait(WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("victims", "seen"),
+    [
+        ("both", "."),
+        ("client", "postgresql.conf"),
+        ("keeper", "base/1/PG_VERSION"),
+        ("both", "pg_wal/0*"),
+        ("both", "base/4/PG_VERSION"),
+    ],
+)
+def test_killed_while_the_cluster_is_made(empty_home, seen, victims):
+    home = empty_home
     client = home.client()
     client.send("start")
     deadline = time.monotonic() + WITHIN
@@ -266,7 +308,8 @@ def test_killed_while_the_cluster_is_made(home, seen, victims):
     assert not list(home.place.glob("18.new-*"))
 
 
-def test_ten_processes_start_at_once_in_an_empty_folder(home):
+def test_ten_processes_start_at_once_in_an_empty_folder(empty_home):
+    home = empty_home
     clients = [home.client() for _ in range(10)]
     for client in clients:
         client.send("start")

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import aiohttp
 import asyncpg
@@ -10,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from freeloop.gate.problems import install_problem_handlers
-from freeloop.service.items.changelog import Cursor
+from freeloop.service.items.changelog import ORIGIN, Cursor, read_log
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.service.items.routes import router
 
@@ -30,7 +31,7 @@ async def serve_items(database, **feed):
 
         @asynccontextmanager
         async def lifespan(_):
-            yield {"database": database, "changes": changes, "token": TOKEN}
+            yield {"service": SimpleNamespace(database=database, changes=changes, token=TOKEN)}
 
         app = FastAPI(lifespan=lifespan)
         app.include_router(router)
@@ -81,3 +82,13 @@ async def log(queries):
     """The whole log in the order in which it must arrive."""
     rows = await queries.fetch("select stamp, id from item_changes order by stamp, id")
     return [Cursor(*row) for row in rows]
+
+
+async def settled_log(database):
+    """The same once all of it may be read: any transaction of the server, as autovacuum's, delays that."""
+
+    async def settled():
+        return not (await read_log(database, ORIGIN, limit=0)).pending
+
+    await until(settled)
+    return await log(database)

@@ -7,7 +7,7 @@ import random
 from contextlib import aclosing
 
 import pytest
-from items_service import INSERT, NEVER, SOON, connect, insert, log, serve_items, take, until
+from items_service import INSERT, NEVER, SOON, connect, insert, log, serve_items, settled_log, take, until
 
 from freeloop.errors import Unavailable
 from freeloop.service.items.changelog import ORIGIN, READ_LOG, read_log
@@ -31,7 +31,7 @@ async def test_each_kind_of_change_arrives_as_it_was(database):
         await database.execute("delete from items")
         changes = await take(stream, 3)
     assert [change.kind for change in changes] == ["insert", "update", "delete"]
-    assert [change.cursor for change in changes] == await log(database)
+    assert [change.cursor for change in changes] == await settled_log(database)
     data = [json.loads(change.data) for change in changes]
     assert [entry["id"] for entry in data] == [item] * 3
     assert [entry["item"] and entry["item"]["name"] for entry in data] == ["a", "b", None]
@@ -75,7 +75,7 @@ async def test_what_is_rolled_back_never_arrives(database):
 
 async def test_every_position_resumes_with_exactly_the_rest(database):
     ids = await insert(database, *"abcdefgh")
-    everything = await log(database)
+    everything = await settled_log(database)
     async with ChangeFeed(database, poll=NEVER, tail=4) as feed:
         for seen, cursor in enumerate([ORIGIN, *everything[:-1]]):
             async with aclosing(feed.subscribe(cursor)) as stream:
@@ -92,7 +92,7 @@ async def test_a_stream_resumes_across_a_restart(database):
     async with ChangeFeed(database, poll=NEVER) as feed, aclosing(feed.subscribe(first.cursor)) as stream:
         await insert(database, "d")
         rest = await take(stream, 3)
-    assert [change.cursor for change in rest] == (await log(database))[1:]
+    assert [change.cursor for change in rest] == (await settled_log(database))[1:]
 
 
 async def test_a_position_from_a_process_that_is_ahead_is_not_lost(database):
@@ -102,7 +102,7 @@ async def test_a_position_from_a_process_that_is_ahead_is_not_lost(database):
         fresh = ChangeFeed(database, poll=0.2)
         fresh._rewind(await read_log(database, ORIGIN, limit=0))
         await insert(database, "a", "b")
-        ahead = await log(database)
+        ahead = await settled_log(database)
         async with aclosing(fresh.subscribe(ahead[-1])) as stream:
             following = asyncio.ensure_future(take(stream, 1))
             [item] = await insert(database, "c")
@@ -132,7 +132,7 @@ async def test_a_lower_id_that_is_committed_later_is_not_missed(database, addres
             assert not following.done()
         changes = await following
     assert [change.item_id for change in changes] == [first, third, second]
-    assert [change.cursor for change in changes] == await log(database)
+    assert [change.cursor for change in changes] == await settled_log(database)
     assert changes[1].cursor.id > changes[2].cursor.id
 
 
@@ -323,7 +323,7 @@ async def test_a_slow_follower_is_behind_and_misses_nothing(database):
         await insert(database, "first")
         changes = await take(stream, 1)
         await database.execute("insert into items (name, price) select 'n', 1 from generate_series(1, 1000)")
-        everything = await log(database)
+        everything = await settled_log(database)
 
         async def has_read():
             return feed.head == everything[-1]
@@ -343,7 +343,9 @@ async def test_followers_that_wait_hold_no_connection(database):
 
         await until(waiting)
         await insert(database, "a")
-        assert {change.cursor for [change] in await asyncio.gather(*taking)} == set(await log(database))
+        assert {change.cursor for [change] in await asyncio.gather(*taking)} == set(
+            await settled_log(database)
+        )
 
 
 async def test_more_followers_than_allowed_are_refused(database):
@@ -358,7 +360,7 @@ async def test_more_followers_than_allowed_are_refused(database):
 
 async def test_stopping_ends_every_stream_at_once(database, address):
     await insert(database, "a")
-    [position] = await log(database)
+    [position] = await settled_log(database)
     async with connect(address) as blocker, ChangeFeed(database, poll=NEVER) as feed:
         waiting = asyncio.ensure_future(drain(feed.subscribe(position)))
         async with blocker.transaction():
@@ -404,7 +406,7 @@ async def test_a_client_that_loses_the_connection_misses_nothing(database):
             assert response.content_type == "text/event-stream"
             opening = await read_event(response)
             # An id without data: no event for the reader, but a place to resume from.
-            assert opening["id"] == str((await log(database))[-1])
+            assert opening["id"] == str((await settled_log(database))[-1])
             assert "data" not in opening
         async with client.post("/items", json={"name": "while away\r\n\u2028", "price": "1"}) as answer:
             created = await answer.json()
@@ -420,7 +422,7 @@ async def test_a_client_that_loses_the_connection_misses_nothing(database):
             event = await read_event(response)
             assert event["event"] == "delete"
             assert json.loads(event["data"])["item"] is None
-            assert event["id"] == str((await log(database))[-1])
+            assert event["id"] == str((await settled_log(database))[-1])
 
 
 async def test_a_stream_ends_when_the_feed_stops(database):

@@ -3,7 +3,7 @@
 import json
 from contextlib import aclosing
 
-from items_service import NEVER, connect, insert, log, take, until
+from items_service import NEVER, connect, insert, log, settled_log, take, until
 
 from freeloop.service.items.changelog import ORIGIN, Cursor
 from freeloop.service.items.feed import ChangeFeed
@@ -18,10 +18,10 @@ async def age(database, *cursors):
 
 async def test_resuming_from_before_the_horizon_says_so(database):
     await insert(database, *"abcde")
-    everything = await log(database)
+    everything = await settled_log(database)
     await age(database, *everything[:3])
     assert await Retention(database, batch=2).prune() == Pruned(changes=3, keys=0)
-    assert await log(database) == everything[3:]
+    assert await settled_log(database) == everything[3:]
     async with ChangeFeed(database, poll=NEVER) as feed:
         async with aclosing(feed.subscribe(everything[1])) as stream:
             [reset] = await take(stream, 1)
@@ -32,12 +32,12 @@ async def test_resuming_from_before_the_horizon_says_so(database):
             assert change.item_id == item
         # Nothing behind the horizon itself was pruned.
         async with aclosing(feed.subscribe(everything[2])) as stream:
-            assert [change.cursor for change in await take(stream, 3)] == (await log(database))
+            assert [change.cursor for change in await take(stream, 3)] == (await settled_log(database))
 
 
 async def test_an_emptied_log_still_knows_where_it_ended(database):
     await insert(database, *"ab")
-    everything = await log(database)
+    everything = await settled_log(database)
     await age(database, *everything)
     assert (await Retention(database).prune()).changes == 2
     async with ChangeFeed(database, poll=NEVER) as feed:
@@ -53,7 +53,7 @@ async def test_a_running_feed_that_was_overtaken_by_pruning_says_so(database):
         await insert(database, "a")
         await take(stream, 1)
         await insert(database, *"bcdefgh")
-        everything = await log(database)
+        everything = await settled_log(database)
 
         async def has_read():
             return feed.head == everything[-1]
@@ -67,10 +67,10 @@ async def test_a_running_feed_that_was_overtaken_by_pruning_says_so(database):
 
 async def test_only_the_beginning_of_the_log_is_pruned(database):
     await insert(database, *"abc")
-    everything = await log(database)
+    everything = await settled_log(database)
     await age(database, everything[0], everything[2])
     assert (await Retention(database).prune()).changes == 1
-    assert await log(database) == everything[1:]
+    assert await settled_log(database) == everything[1:]
 
 
 async def test_what_nobody_could_read_yet_is_not_pruned(database, address):
@@ -79,12 +79,13 @@ async def test_what_nobody_could_read_yet_is_not_pruned(database, address):
         await insert(database, "a")
         await age(database, *await log(database))
         assert (await Retention(database).prune()).changes == 0
+    await settled_log(database)
     assert (await Retention(database).prune()).changes == 1
 
 
 async def test_two_processes_do_not_prune_at_once(database, address):
     await insert(database, "a")
-    await age(database, *await log(database))
+    await age(database, *await settled_log(database))
     async with connect(address) as other, other.transaction():
         lock = await other.fetchval("select pg_try_advisory_xact_lock($1)", 0x6974656D73)
         assert lock
@@ -93,21 +94,21 @@ async def test_two_processes_do_not_prune_at_once(database, address):
 
 async def test_retention_prunes_while_it_is_entered(database):
     await insert(database, "a")
-    await age(database, *await log(database))
+    await age(database, *await settled_log(database))
     async with Retention(database, every=0.05):
 
         async def pruned():
-            return not await log(database)
+            return not await settled_log(database)
 
         await until(pruned)
         await insert(database, "b")
-        await age(database, *await log(database))
+        await age(database, *await settled_log(database))
         await until(pruned)
 
 
 async def test_a_position_that_is_not_in_this_log_says_so(database):
     await insert(database, "a")
-    [position] = await log(database)
+    [position] = await settled_log(database)
     async with ChangeFeed(database, poll=NEVER) as feed:
         async with aclosing(feed.subscribe(Cursor(position.stamp + 1_000_000, 1))) as stream:
             [reset] = await take(stream, 1)

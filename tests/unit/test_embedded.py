@@ -165,6 +165,12 @@ def test_a_file_where_the_folder_should_be(folder):
         asyncio.run(EmbeddedServer(folder).start())
 
 
+def test_an_executable_that_is_no_python(folder, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    with pytest.raises(EmbeddedServerError, match="without an answer"):
+        asyncio.run(EmbeddedServer(folder).start())
+
+
 @needs_root
 def test_a_folder_that_the_unprivileged_user_cannot_reach(folder):
     closed = folder / "closed"
@@ -204,7 +210,7 @@ async def test_root_runs_the_cluster_as_its_owner(folder, place_of_another):
 @needs_root
 def test_a_user_without_name_is_told_what_to_do(folder, place_of_another):
     os.chown(place_of_another, 12345, 12345)
-    with pytest.raises(EmbeddedServerError, match="12345, who has no name"):
+    with pytest.raises(EmbeddedServerError, match="user 12345, who has no name"):
         asyncio.run(EmbeddedServer(folder).start())
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -81,7 +82,7 @@ async def service(upstream, *, seconds=BOUND, max_body=100_000, sources=None):
 
         @contextlib.asynccontextmanager
         async def lifespan(_):
-            yield {"outbound": client, "sources": sources}
+            yield {"service": SimpleNamespace(outbound=client, sources=sources)}
 
         app = FastAPI(lifespan=lifespan)
         app.include_router(fetch.router)

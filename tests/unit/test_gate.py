@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from freeloop.errors import NotFound, PoolTimeout, Unauthorized
 from freeloop.gate.middleware import install_gate
-from freeloop.gate.problems import install_problem_handlers, problem_response, responses
+from freeloop.gate.problems import install_problem_handlers, responses
 from freeloop.scope import current_scope
 
 
@@ -23,7 +23,7 @@ class Body(BaseModel):
 
 
 def build(records):
-    app = FastAPI(max_body_size=100)
+    app = FastAPI()
 
     @app.get("/scope/{name}")
     async def scope(name: str):
@@ -67,11 +67,7 @@ def build(records):
     @app.delete("/two")
     async def two_delete(): ...
 
-    async def unexpected(request, error):
-        return problem_response(500, "Internal error", "see the log")
-
     install_problem_handlers(app)
-    app.add_exception_handler(Exception, unexpected)
     install_gate(app, observers=[records.append], max_body=100)
     return app
 

@@ -57,6 +57,7 @@ def serve(
                         create_app(settings),
                         bound,
                         shutdown_timeout=settings.shutdown_timeout,
+                        on_drain=lambda state: state["service"].drain(),
                         on_listening=lambda url: logger.info("listening", extra={"url": url}),
                     )
                 )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
@@ -24,10 +26,13 @@ _CLIENT_GONE: Final = 499  # nginx's code for a client that left before the resp
 class Gate:
     """Pure ASGI middleware; every HTTP request passes it first and last.
 
+    It is kept thin, since each layer is a coroutine that stands in memory while a request waits.
+
     Args:
         app: The application.
         observers: Called with each ended request's record; they must not raise or block.
-        max_body: The largest request body in bytes; a longer ``Content-Length`` is refused unread (413).
+        max_body: The largest request body in bytes (413): a longer ``Content-Length`` is refused unread, a
+            body without one is counted as it comes.
     """
 
     def __init__(self, app: ASGIApp, *, observers: Sequence[Observer], max_body: int) -> None:
@@ -40,7 +45,6 @@ class Gate:
         if asgi["type"] != "http":
             await self.app(asgi, receive, send)
             return
-
         request_id = traceparent = length = None
         for name, value in asgi["headers"]:
             if name == b"x-request-id":
@@ -49,18 +53,11 @@ class Gate:
                 traceparent = value
             elif name == b"content-length":
                 length = value
+            elif name == b"transfer-encoding":
+                receive = _Counted(receive, self.max_body).receive
         scope = Scope(choose_request_id(request_id, traceparent))
         enter_scope(scope)
-        echo = (b"x-request-id", scope.id.encode("ascii"))
-        status = _CLIENT_GONE
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), echo]
-            await send(message)
-
+        response = _Response(send, scope.id)
         try:
             if length is not None and int(length) > self.max_body:
                 refusal = problem_response(
@@ -69,17 +66,21 @@ class Gate:
                     f"expected at most {self.max_body} bytes, announced were {int(length)}.",
                     headers={"Connection": "close"},
                 )
-                await refusal(asgi, receive, send_with_id)
+                await refusal(asgi, receive, response.send)
             else:
-                await self.app(asgi, receive, send_with_id)
+                await self.app(asgi, receive, response.send)
         except Exception:
-            # The problem document has been sent by the app's handler for Exception; where the response
-            # had begun, the server has to cut the connection, and only sees that by the exception.
             logger.exception("unhandled error", extra={"method": asgi["method"], "path": asgi["path"]})
-            if status < 500:
-                raise
+            if response.status is not None:
+                raise  # it has begun: the server has to cut it, and only sees that by the exception
+            failure = problem_response(
+                500,
+                "Internal error",
+                "The service failed unexpectedly; the log has the reason under this request id.",
+            )
+            await failure(asgi, receive, response.send)
         finally:
-            self._report(scope, asgi, status)
+            self._report(scope, asgi, response.status or _CLIENT_GONE)
 
     def _report(self, scope: Scope, asgi: ASGIScope, status: int) -> None:
         route = asgi.get("route")
@@ -97,14 +98,52 @@ class Gate:
             observe(record)
 
 
-def install_gate(app: FastAPI, *, observers: Sequence[Observer], max_body: int) -> None:
-    """Put a :class:`Gate` around the whole of ``app``, outside its own error and body-limit layers.
+class _Response:
+    """The way out: adds the request id, and remembers the status once the response has begun."""
 
-    ``add_middleware`` would place it inside them, and what they answer would bear no request id.
+    __slots__ = ("_request_id", "_send", "status")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            echo = (b"x-request-id", self._request_id.encode("ascii"))
+            message["headers"] = [*message.get("headers", ()), echo]
+        await self._send(message)
+
+
+class _Counted:
+    """The way in for a body that did not announce its length."""
+
+    __slots__ = ("_left", "_limit", "_receive")
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = self._left = limit
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            # FastAPI hands an HTTPException on from there; anything else it calls a malformed body.
+            raise HTTPException(413, f"expected at most {self._limit} bytes, more came.")
+        return message
+
+
+def install_gate(app: FastAPI, *, observers: Sequence[Observer], max_body: int) -> None:
+    """Put a :class:`Gate` around the whole of ``app``, in the place of Starlette's own error layer.
+
+    ``add_middleware`` would place it inside that layer, and what it answers would bear no request id.
     """
     build = app.build_middleware_stack
 
     def build_with_gate() -> ASGIApp:
-        return Gate(build(), observers=observers, max_body=max_body)
+        stack = build()
+        inner = stack.app if isinstance(stack, ServerErrorMiddleware) else stack
+        return Gate(inner, observers=observers, max_body=max_body)
 
     app.build_middleware_stack = build_with_gate  # type: ignore[method-assign]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 import freeloop
 from freeloop.database import Database
 from freeloop.gate.middleware import Observer, install_gate
-from freeloop.gate.problems import Problem, install_problem_handlers, problem_response
+from freeloop.gate.problems import Problem, install_problem_handlers
 from freeloop.kit import open_resources
 from freeloop.logs import log_request
 from freeloop.metrics import Metrics
@@ -23,6 +22,7 @@ from freeloop.service.items import routes as items
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.service.items.retention import Retention
 from freeloop.service.sample import SampleApi
+from freeloop.service.state import State
 from freeloop.settings import Settings
 from freeloop.threads import ThreadPool
 
@@ -45,16 +45,16 @@ def create_app(settings: Settings) -> FastAPI:
                 sources = (await stack.enter_async_context(SampleApi())).sources
             threads = ThreadPool("sync-task", size=settings.threads)
             metrics.watch(list_gauges(resources.database, threads))
-            yield {
-                "database": resources.database,
-                "outbound": resources.outbound,
-                "changes": changes,
-                "sources": sources,
-                "threads": threads,
-                "metrics": metrics,
-                "token": settings.token.get_secret_value() if settings.token else None,
-                "draining": _Draining(changes),
-            }
+            state = State(
+                resources.database,
+                resources.outbound,
+                sources,
+                changes,
+                threads,
+                metrics,
+                settings.token.get_secret_value() if settings.token else None,
+            )
+            yield {"service": state}
 
     app = FastAPI(
         title="Freeloop",
@@ -63,7 +63,6 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        max_body_size=settings.max_body,
     )
     observers: list[Observer] = [metrics.observe]
     if settings.access_log:
@@ -72,31 +71,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     install_docs_page(app)
     install_problem_handlers(app)
-    app.add_exception_handler(Exception, _answer_unexpected)
     install_gate(app, observers=observers, max_body=settings.max_body)
     _document_problems(app)
     return app
-
-
-class _Draining(asyncio.Event):
-    """Set when the shutdown begins: readiness turns, and streams end, so that nobody waits for them."""
-
-    def __init__(self, changes: ChangeFeed) -> None:
-        super().__init__()
-        self._changes = changes
-
-    def set(self) -> None:
-        """Begin."""
-        super().set()
-        self._changes.stop()
-
-
-async def _answer_unexpected(_: Request, __: Exception) -> Response:
-    return problem_response(
-        500,
-        "Internal error",
-        "The service failed unexpectedly; the log has the reason under this request id.",
-    )
 
 
 def list_gauges(database: Database, threads: ThreadPool) -> list[tuple[str, str, Any]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, cast
+from typing import Final, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from freeloop.errors import Unavailable
 from freeloop.gate.problems import responses
-from freeloop.metrics import Metrics
-from freeloop.service.dependencies import Db, require_token
+from freeloop.service.dependencies import CurrentState, require_token
 
 router = APIRouter(tags=["health"])
 _CHECK_TIMEOUT: Final = 2.0
@@ -23,10 +22,6 @@ class Status(BaseModel):
     status: Literal["ok"]
 
 
-async def _metrics(request: Request) -> Metrics:
-    return cast("Metrics", request.state.metrics)
-
-
 @router.get("/livez", responses=responses())
 async def livez() -> Status:
     """Say that the loop runs. Fails only by not answering: a broken database is no reason to restart."""
@@ -34,14 +29,14 @@ async def livez() -> Status:
 
 
 @router.get("/readyz", responses=responses())
-async def readyz(request: Request, database: Db) -> Status:
+async def readyz(state: CurrentState) -> Status:
     """Say whether requests can be served: not while shutting down, and not without the database.
 
     The check takes at most 2 s; 503 gives the reason.
     """
-    if request.state.draining.is_set():
+    if state.draining:
         raise Unavailable("the service is shutting down; send requests elsewhere", retry_after=5)
-    await database.check(timeout=_CHECK_TIMEOUT)
+    await state.database.check(timeout=_CHECK_TIMEOUT)
     return Status(status="ok")
 
 
@@ -54,6 +49,6 @@ async def readyz(request: Request, database: Db) -> Status:
         **responses(401),
     },
 )
-async def metrics(registry: Annotated[Metrics, Depends(_metrics)]) -> Response:
+async def metrics(state: CurrentState) -> Response:
     """Show the metrics in Prometheus' text format."""
-    return Response(registry.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -9,7 +9,7 @@ one line, ``ready`` or ``failed: <reason>``; its standard error is the server's 
 
 # Without pathlib (PTH) and with late imports (PLC0415) it starts quicker and is smaller. It starts programs
 # (S605, S606), and what it does needs no second file, which a script run this way could not import.
-# ruff: noqa: PTH102, PTH104, PTH108, PTH110, PTH115, PTH116, PTH118, PTH119, PTH123, PTH208
+# ruff: noqa: PTH102, PTH104, PTH106, PTH108, PTH110, PTH115, PTH116, PTH118, PTH119, PTH123, PTH208
 # ruff: noqa: PLC0415, S605, S606
 
 from __future__ import annotations
@@ -218,13 +218,23 @@ class Keeper:
                         f"processes of an earlier PostgreSQL do not end: {sorted(alive) or 'unknown'}"
                     )
                 self.pause(POLL)
-            postmaster = read_postmaster(self.cluster)
-            if postmaster and is_alive(postmaster) and postmaster not in self.find_processes(postmaster):
-                # Its number went to another process, which PostgreSQL would take for a server.
-                os.unlink(os.path.join(self.cluster, "postmaster.pid"))
+            self.forget_dead_postmaster()
             yield mark
         finally:
             os.close(mark)
+
+    def forget_dead_postmaster(self) -> None:
+        """Remove the files of a postmaster that is gone, where PostgreSQL would believe that it lives.
+
+        It asks only whether a process of that number exists, and takes for a server what is another program
+        that got the number, as in a container that starts again, or a dead process whose end nobody noted.
+        """
+        postmaster = read_postmaster(self.cluster)
+        if postmaster and is_alive(postmaster) and postmaster not in self.find_processes(postmaster):
+            socket_lock = os.path.join(self.socket_folder, ".s.PGSQL.5432.lock")
+            for path in (socket_lock, os.path.join(self.cluster, "postmaster.pid")):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
 
     def find_processes(self, postmaster: int) -> set[int]:
         """Find the processes of PostgreSQL that work in the cluster; the first one alone without /proc."""
@@ -379,7 +389,13 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     try:
-        Keeper(sys.argv[1:]).run()
+        keeper = Keeper(sys.argv[1:])
+        try:
+            keeper.run()
+        finally:
+            if not keeper.socket_folder.startswith(keeper.folder):
+                with suppress(OSError):
+                    os.rmdir(keeper.socket_folder)  # below the temporary folder, where nobody tidies up
     except Stop:
         say("stopped")
     except Exception as error:  # noqa: BLE001 - whatever it is, the starter waits for an answer

@@ -205,9 +205,9 @@ def _check_cluster(place: Place, major: int, account: Account) -> None:
 def _check_name(account: Account) -> None:
     if account.name == str(account.uid):
         raise EmbeddedServerError(
-            f"PostgreSQL would run as the user with the number {account.uid}, who has no name on this system, "
-            "and its initdb insists on one. Give it a name (a line in /etc/passwd), start as another user, or "
-            "set FREELOOP_DATABASE_URL."
+            f"PostgreSQL would run as user {account.uid}, who has no name on this system, and its initdb "
+            "insists on one. Give the user a name (a line in /etc/passwd), start as another user, or set "
+            "FREELOOP_DATABASE_URL."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ _POLL: Final = 0.005  # seconds between looks at what gives no signal
 _SLICE: Final = 0.05  # seconds after which a longer wait looks whether its caller has gone
 # The keeper has PostgreSQL stop within 20 s, the last step by force.
 _END_TIMEOUT: Final = 25.0
+_SILENT_KEEPERS: Final = 3
 _USER: Final = "postgres"
 _DATABASE: Final = "freeloop"
 
@@ -156,6 +158,7 @@ class EmbeddedServer:
             raise EmbeddedServerError(
                 f"the embedded PostgreSQL in {self._data_dir} is closed here. Call start() first."
             )
+        silent = 0
         with self._readable_errors():
             while True:
                 lock = try_exclusive(self._place.keeper)
@@ -163,6 +166,13 @@ class EmbeddedServer:
                     with lock:
                         if launch_keeper(self._place, lock, lambda: self._slice(patience)):
                             return
+                    silent += 1
+                    if silent == _SILENT_KEEPERS:
+                        raise EmbeddedServerError(
+                            f"{silent} keepers, started with {sys.executable!r}, ended without an answer. "
+                            "Expected the path of a Python interpreter, and that nobody kills it. "
+                            f"{self._place.tail()}"
+                        )
                 elif read_state(self._place.keeper).phase == "ready" and _listens(self._place.socket):
                     return
                 time.sleep(min(self._slice(patience), _POLL))

@@ -1,0 +1,63 @@
+"""The cases, one module each. A case is a module with these names:
+
+``TITLE``
+    Its heading, for the terminal.
+``measure(run: Run) -> dict``
+    Starts ours and the peers (``bench.servers.start``) in ``run.rounds`` rounds, best by
+    :meth:`Run.alternate`, and returns numbers that are JSON: all that the other functions need.
+``document(result) -> str``
+    The Markdown for docs/benchmarks.md, between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``.
+``draw(result, path) -> None``
+    The figure docs/images/bench-NAME.svg, which ``document`` may show.
+``summarize_for_readme(result, language) -> str``
+    Optional: the block of the same markers in README.md (``en``) and README.zh-TW.md (``zh-TW``).
+
+``measure`` bounds everything it does in time and count, and leaves nothing running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.servers import Peer
+
+NAMES = ("wait",)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How to measure.
+
+    Attributes:
+        short: A few seconds, to see that the case works; its numbers mean nothing.
+        rounds: How often ours and every peer are measured.
+        only: Names (parts of names) of the peers to run; empty for all.
+        data_dir: A folder for the embedded PostgreSQL, removed at the end.
+        files: How many files a process may open.
+        say: Reports progress.
+    """
+
+    short: bool
+    rounds: int
+    only: Sequence[str]
+    data_dir: Path
+    files: int
+    say: Callable[[str], None]
+
+    def alternate(
+        self, peers: Sequence[Peer], measure: Callable[[Peer], dict[str, Any]]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Measure all peers once a round, each round beginning with another; return rounds by name."""
+        chosen = [
+            peer for peer in peers if not self.only or any(part in peer.name.lower() for part in self.only)
+        ]
+        results: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in chosen}
+        for number in range(self.rounds):
+            first = number % len(chosen)
+            for peer in [*chosen[first:], *chosen[:first]]:
+                self.say(f"round {number + 1} of {self.rounds}: {peer.name}")
+                results[peer.name].append(measure(peer))
+        return results

@@ -1,0 +1,149 @@
+"""Starts a peer on a core of its own, reads what it uses from /proc, and always ends it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.machine import SERVER_CORE, on_core
+
+ROOT = Path(__file__).parents[1]
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What is measured.
+
+    Attributes:
+        name: How results and pages call it.
+        command: Its arguments after ``python``; started in the repository's root.
+        listening: A regular expression for the line that says where it listens; group 1 is the port.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    listening: str = r"running on http://127\.0\.0\.1:(\d+)"
+
+
+def run_uvicorn(app: str) -> tuple[str, ...]:
+    """Return the command of plain uvicorn: uvloop, httptools and its access log, as it is by default."""
+    return ("-m", "uvicorn", app, "--port", "0", "--loop", "uvloop", "--http", "httptools")
+
+
+OURS = Peer(
+    "Freeloop",
+    ("-m", "freeloop", "serve", "--port", "0"),
+    r'"url": ?"http://127\.0\.0\.1:(\d+)"[^\n]*"event": ?"listening"'
+    r'|"event": ?"listening"[^\n]*"url": ?"http://127\.0\.0\.1:(\d+)"',
+)
+PLAIN = Peer("FastAPI, `async def`", run_uvicorn("bench.peers.plain_fastapi:app"))
+SYNC = Peer("FastAPI, `def`", run_uvicorn("bench.peers.sync_fastapi:app"))
+AIOHTTP = Peer("aiohttp.web", ("-m", "bench.peers.aiohttp_web"))
+
+
+class Running:
+    """A started server; numbers are of its own process, without children (the embedded PostgreSQL)."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.port = 0
+        self._proc = Path(f"/proc/{process.pid}")
+
+    def cpu_seconds(self) -> float:
+        """Return user and system time so far, in steps of a clock tick (10 ms as a rule)."""
+        fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def memory(self) -> int:
+        """Return the proportional set size in bytes: what is shared counts by its share."""
+        for line in (self._proc / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError(f"{self._proc}/smaps_rollup: expected a line 'Pss:', found none")
+
+    def wait_still(self, *, timeout: float = 15.0) -> None:
+        """Wait until the server has used no CPU time for 50 ms: queued work and logs are done."""
+        is_still = stillness(self)
+        wait_until(is_still, timeout=timeout, expected="the server to become idle")
+
+
+def stillness(server: Running) -> Callable[[], bool]:
+    """Return a function that says whether the server has used no CPU time for 50 ms, when asked often."""
+    used, since = server.cpu_seconds(), time.monotonic()
+
+    def is_still() -> bool:
+        nonlocal used, since
+        if (now := server.cpu_seconds()) != used:
+            used, since = now, time.monotonic()
+        return time.monotonic() - since >= 0.05
+
+    return is_still
+
+
+def wait_until(condition: Callable[[], bool], *, timeout: float, expected: str) -> None:
+    """Poll every 5 ms.
+
+    Raises:
+        TimeoutError: It did not become true.
+    """
+    until = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"expected {expected} within {timeout} s")
+        time.sleep(0.005)
+
+
+@contextmanager
+def start(peer: Peer, environment: Mapping[str, str], *, timeout: float = 60.0) -> Iterator[Running]:
+    """Start ``peer`` on the servers' core with its output in a file; end it by its own process id."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FREELOOP_")}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output, on_core(SERVER_CORE):
+            process = subprocess.Popen(
+                [sys.executable, *peer.command],
+                cwd=ROOT,
+                env={**clean, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            server = Running(process, log)
+            server.port = _wait_listening(peer, process, log, timeout)
+            yield server
+        finally:
+            _end(process)
+
+
+def _wait_listening(peer: Peer, process: subprocess.Popen[bytes], log: Path, timeout: float) -> int:
+    until = time.monotonic() + timeout
+    while True:
+        written = log.read_text(errors="replace")
+        if found := re.search(peer.listening, written):
+            return int(next(filter(None, found.groups())))
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(
+                f"{peer.name}: expected it to listen within {timeout} s; exit code {process.poll()}, "
+                f"output:\n{written[-3000:]}"
+            )
+        time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
