@@ -1,6 +1,7 @@
 """The service is killed, and its PostgreSQL is killed: nothing acknowledged is lost, and it recovers."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -59,17 +60,34 @@ async def test_postgresql_killed_under_load_gives_503_and_recovers_by_itself(sta
     async with aiohttp.ClientSession(url) as client:
         loads = [asyncio.create_task(load(client)) for _ in range(8)]
         await wait_for(lambda: len(statuses) > 50)
-        await asyncio.to_thread(kill_postmaster, data_dir)
-        await wait_for(lambda: 503 in statuses)
-        await wait_for(lambda: statuses[-50:] == [200] * 50)
+        killed = await asyncio.to_thread(kill_server, data_dir)
+        async with asyncio.timeout(30):
+            while await asyncio.to_thread(find_postmaster, data_dir) in {None, killed}:
+                await asyncio.sleep(0.01)
+        # What was under way at the kill may have failed; what comes after the recovery may not.
+        since = len(statuses) + len(loads)
+        await wait_for(lambda: len(statuses) > since + 50)
         stop.set()
         await asyncio.gather(*loads)
-        assert set(statuses) == {200, 503}
+        assert set(statuses) <= {200, 503}
+        assert statuses[-20:] == [200] * 20
         async with client.get("/readyz") as answer:
             assert answer.status == 200
     assert await asyncio.to_thread(service.stop) == 0
 
 
-def kill_postmaster(data_dir):
-    (pid_file,) = Path(data_dir).rglob("postmaster.pid")
-    os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
+def kill_server(data_dir):
+    """Kill PostgreSQL's first process and, with it, every session in the middle of its work."""
+    postmaster = find_postmaster(data_dir)
+    sessions = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    for pid in (postmaster, *map(int, sessions)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return postmaster
+
+
+def find_postmaster(data_dir):
+    pid_file = data_dir / "postgresql" / "18" / "postmaster.pid"
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(pid_file.read_text().splitlines()[0])
+    return None

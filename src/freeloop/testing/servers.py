@@ -92,8 +92,16 @@ class OwnServer:
     def _wait_for_the_end(self) -> None:
         """Wait until PostgreSQL has stopped: closing only gives the lease back, and its folder goes next."""
         until = time.monotonic() + _STOP_TIMEOUT
-        while self._pid_file.exists() and time.monotonic() < until:
+        while self._runs() and time.monotonic() < until:
             time.sleep(0.02)
+
+    def _runs(self) -> bool:
+        # A server that was killed leaves its file behind.
+        try:
+            os.kill(self._find_postgres(), 0)
+        except (OSError, IndexError):
+            return False
+        return True
 
     def _find_postgres(self) -> int:
         return int(self._pid_file.read_text().split()[0])
