@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import aiohttp
@@ -70,6 +71,10 @@ def data_dir():
     folder = Path(tempfile.mkdtemp(prefix="freeloop-test-"))
     folder.chmod(0o755)
     yield folder
+    # The keeper stops PostgreSQL only now that the last service is gone.
+    until = time.monotonic() + 30
+    while any(folder.rglob("postmaster.pid")) and time.monotonic() < until:
+        time.sleep(0.02)
     shutil.rmtree(folder)
 
 

@@ -1,5 +1,6 @@
 """Logs: one JSON line a record with the request id, and a writer that blocks nobody."""
 
+import contextvars
 import io
 import json
 import logging
@@ -47,9 +48,12 @@ def test_an_exception_is_in_its_line(logs):
     assert "KeyError: 'gone'" in line["exception"]
 
 
-async def test_a_record_bears_the_request_id(logs):
-    enter_scope(Scope("r-1"))
-    logging.getLogger("x").info("inside")
+def test_a_record_bears_the_request_id(logs):
+    def inside():
+        enter_scope(Scope("r-1"))
+        logging.getLogger("x").info("inside")
+
+    contextvars.copy_context().run(inside)
     (line,) = logs()
     assert line["request_id"] == "r-1"
 

@@ -26,6 +26,9 @@ _Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 _Proxy: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 _CLOSE_TIMEOUT: Final = 5.0
+# A request to cancel that reaches the server between two statements is lost, and the statement it was meant
+# for runs to its end. The connection is given up then, not waited for.
+_RELEASE_TIMEOUT: Final = 2.0
 
 
 class Database(Queries):
@@ -188,7 +191,7 @@ class Database(Queries):
             # asyncpg shields this from cancellation. A failure (the connection broke, the pool is
             # closed) has already ended the connection, and must not hide how the statement ended.
             with suppress(Exception):
-                await pool.release(connection)
+                await pool.release(connection, timeout=_RELEASE_TIMEOUT)
 
     async def _acquire(self, pool: _Pool, seconds: float) -> _Proxy:
         self._waiting += 1
