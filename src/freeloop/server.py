@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from freeloop.errors import StartError
 
 logger = logging.getLogger("freeloop.server")
+_MOST_FILES: Final = 1_000_000  # Linux refuses more by default (fs.nr_open)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 
 
@@ -117,8 +118,20 @@ async def serve(
                 on_drain=lambda: on_drain(state),
             )
             stop(server)
+            _raise_file_limit()
             _settle_memory()
             await server.serve([bound])
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files, and so connections, as the system grants; the usual start is 1,024."""
+    try:
+        import resource  # noqa: PLC0415 - not there on Windows
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _settle_memory() -> None:
