@@ -107,6 +107,9 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], help="peers to run; changes no page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here as well")
     parser.add_argument(
+        "--publish", action="store_true", help="write the pages also where the machine was not quiet"
+    )
+    parser.add_argument(
         "--render", action="store_true", help="render the last results again, measure nothing"
     )
     return parser.parse_args()

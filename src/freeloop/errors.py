@@ -9,7 +9,6 @@
     │   └── MigrationError            a migration failed, or an applied one was changed
     ├── RequestError                  the caller can mend it
     │   ├── NotFound                  404
-    │   ├── Conflict                  409
     │   ├── PreconditionFailed        412
     │   ├── Unprocessable             422
     │   └── Unauthorized              401
@@ -41,7 +40,7 @@ class FreeloopError(Exception):
     """
 
     status: ClassVar[int] = 500
-    title: ClassVar[str] = "Internal error"
+    title: str = "Internal error"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -97,19 +96,13 @@ class RequestError(FreeloopError):
 
     def __init__(self, title: str, detail: str | None = None) -> None:
         super().__init__(detail or title)
-        self.headline = title
+        self.title = title
 
 
 class NotFound(RequestError):
     """The resource does not exist."""
 
     status = 404
-
-
-class Conflict(RequestError):
-    """The resource is in a state that does not allow the request."""
-
-    status = 409
 
 
 class PreconditionFailed(RequestError):

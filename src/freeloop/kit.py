@@ -1,6 +1,6 @@
 """The composition root: opens what an app lives on, in order, and closes it in reverse.
 
-Nothing else sees everything. May be imported by ``service``, ``server`` and ``cli``.
+May be imported by ``service`` and ``cli``.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ coloured line on a terminal, with the id of the request that it belongs to.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -78,16 +79,26 @@ class LogWriter(logging.Handler):
 
     def _write_batch(self) -> None:
         count = min(_BATCH, len(self._waiting))
-        lines = [self.format(self._waiting.popleft()) for _ in range(count)]
-        if self.dropped > self._told:
-            lines.append(self.format(_dropped_record(self.dropped - self._told)))
-            self._told = self.dropped
+        lines = [self._render(self._waiting.popleft()) for _ in range(count)]
+        dropped = self.dropped
+        if dropped > self._told:
+            lines.append(self._render(_dropped_record(dropped - self._told)))
         try:
             self._stream.write("\n".join(lines) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            # The reader of our output has gone: there is nobody left to tell.
-            self.dropped += len(lines)
+            # The reader of our output has gone, or the stream is closed: there is nobody left to tell.
+            return
+        self._told = dropped
+
+    def _render(self, record: logging.LogRecord) -> str:
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - one odd record must not end the logging of all others
+            line = self.format(_odd_record(record, error))
+        # What a caller logs may hold lone surrogates, and the stream may not be UTF-8.
+        encoding = self._stream.encoding or "utf-8"
+        return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def configure_logs(
@@ -166,7 +177,17 @@ def _remove_formatted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _dump(event: EventDict, **_: object) -> str:
-    return orjson.dumps(event, default=repr).decode()
+    try:
+        return orjson.dumps(event, default=repr).decode()
+    except TypeError:
+        # orjson refuses lone surrogates and integers beyond 64 bits; the standard library escapes them.
+        return json.dumps(event, default=repr)
+
+
+def _odd_record(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    return logging.LogRecord(
+        record.name, record.levelno, "", 0, "a record could not be written: %r", (error,), None
+    )
 
 
 def _dropped_record(count: int) -> logging.LogRecord:

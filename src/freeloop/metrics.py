@@ -53,8 +53,8 @@ class Metrics(Collector):
         series[1].observe(record.duration)
 
     def watch(self, gauges: Iterable[Gauge]) -> None:
-        """Read these (name, help, function) anew at each exposition."""
-        self._gauges.extend(gauges)
+        """Read these (name, help, function) anew at each exposition, in place of those before."""
+        self._gauges = list(gauges)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the watched gauges (called by the registry)."""

@@ -16,7 +16,7 @@ class RequestRecord(NamedTuple):
         method: The HTTP method.
         path: The path as it came, without the query, which may hold secrets.
         route: The route's template such as ``/items/{item_id}``; empty where no route matched.
-        status: The HTTP status; 499 where the client left before the response began.
+        status: The HTTP status; 499 where the request ended without one.
         duration: Seconds from its arrival to its last byte.
         client: The client's address, or empty.
     """

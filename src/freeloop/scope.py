@@ -29,9 +29,9 @@ class Scope:
 
     __slots__ = ("id", "started")
 
-    def __init__(self, request_id: str, started: float | None = None) -> None:
+    def __init__(self, request_id: str) -> None:
         self.id = request_id
-        self.started = time.perf_counter() if started is None else started
+        self.started = time.perf_counter()
 
 
 _current: ContextVar[Scope | None] = ContextVar("freeloop_scope", default=None)

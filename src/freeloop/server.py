@@ -109,7 +109,7 @@ async def serve(
                 server_header=False,
                 proxy_headers=False,
                 backlog=4096,
-                timeout_graceful_shutdown=max(1, round(shutdown_timeout)),
+                timeout_graceful_shutdown=cast("int", shutdown_timeout),  # a float is a time limit too
             )
             server = Server(
                 config,
@@ -129,9 +129,13 @@ def _raise_file_limit() -> None:
         import resource  # noqa: PLC0415 - not there on Windows
     except ImportError:
         return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = _MOST_FILES if most == unlimited else min(most, _MOST_FILES)
+    if now != unlimited and now < wanted:
+        # The kernel may allow less than it says; then the limit stays as it was.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _settle_memory() -> None:

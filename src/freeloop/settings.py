@@ -29,6 +29,8 @@ from freeloop.errors import SettingsError
 
 PREFIX: Final = "FREELOOP_"
 _MASK: Final = "********"
+# What may hold a password: not shown where it is wrong, since then its parts are not known.
+_SECRETS: Final = frozenset({"token", "database_url", "sources"})
 
 
 def _none(value: object) -> object:
@@ -266,12 +268,11 @@ def find_unknown() -> list[str]:
 def display(name: str, value: object) -> str:
     """Return a setting's value as it may be shown: secrets masked, passwords in URLs masked."""
     if value is None:
-        return "" if name in {"token", "database_url"} else "none"
+        return "" if name in _SECRETS else "none"
     if isinstance(value, SecretStr):
         if name != "database_url":
             return _MASK
-        url = urlsplit(value.get_secret_value())
-        return f"{url.scheme}://{_MASK}@{url.hostname or ''}{url.path}"
+        return mask_url(value.get_secret_value())
     if isinstance(value, dict):
         return ",".join(f"{key}={mask_url(url)}" for key, url in value.items())
     if isinstance(value, bool):
@@ -298,7 +299,7 @@ def _describe(mistake: ErrorDetails, origins: Mapping[str, str]) -> str:
     name = str(mistake["loc"][0])
     _, allowed = facts(Settings.model_fields[name])
     came = mistake["input"]
-    shown = _MASK if name in {"token", "database_url"} else repr(came)
+    shown = _MASK if name in _SECRETS else repr(came)
     origin = origins.get(name, "default")
     reason = f" ({mistake['ctx']['error']})" if mistake["type"] == "value_error" else ""
     return f"{PREFIX}{name.upper()}={shown} (from {origin}): expected {allowed}{reason}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from typing import Annotated
 
 import aiohttp
@@ -22,8 +23,13 @@ class Body(BaseModel):
     name: str
 
 
-def build(records):
+def build(records, *, max_body=100, begun=None):
     app = FastAPI()
+
+    @app.get("/forever")
+    async def forever():
+        begun.set()
+        await asyncio.Event().wait()
 
     @app.get("/scope/{name}")
     async def scope(name: str):
@@ -68,13 +74,13 @@ def build(records):
     async def two_delete(): ...
 
     install_problem_handlers(app)
-    install_gate(app, observers=[records.append], max_body=100)
+    install_gate(app, observers=[records.append], max_body=max_body)
     return app
 
 
 @contextlib.asynccontextmanager
-async def served(app):
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", ws="none")
+async def served(app, **options):
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", ws="none", **options)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
     running = asyncio.create_task(server.serve())
@@ -83,10 +89,10 @@ async def served(app):
             await asyncio.sleep(0.001)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-        yield session
-    server.should_exit = True
-    async with asyncio.timeout(10):
-        await running
+        yield session, server
+        server.should_exit = True
+        async with asyncio.timeout(10):
+            await running
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def records():
 
 @pytest.fixture
 async def client(records):
-    async with served(build(records)) as session:
+    async with served(build(records)) as (session, _):
         yield session
 
 
@@ -167,6 +173,33 @@ async def test_a_body_over_the_limit_is_refused_announced_or_not(client):
             assert answer.status == 413
             assert answer.content_type == "application/problem+json"
             assert "X-Request-ID" in answer.headers
+
+
+async def test_many_mistakes_make_no_large_answer(records):
+    data = json.dumps({f"key-{number}": 1 for number in range(5_000)}).encode()
+    async with (
+        served(build(records, max_body=1_000_000)) as (session, _),
+        session.post("/body", data=data, headers={"Content-Type": "application/json"}) as answer,
+    ):
+        problem = await answer.json()
+        assert (answer.status, len(problem["errors"])) == (422, 20)
+        assert problem["title"].endswith("(and 5000 more)")
+
+
+async def test_a_request_that_the_shutdown_cuts_gets_a_503(records):
+    begun = asyncio.Event()
+    async with served(build(records, begun=begun), timeout_graceful_shutdown=1) as (session, server):
+        cut = asyncio.create_task(session.get("/forever"))
+        async with asyncio.timeout(10):
+            await begun.wait()
+            server.should_exit = True
+            async with await cut as answer:
+                assert (answer.status, (await answer.json())["title"]) == (
+                    503,
+                    "The service is shutting down",
+                )
+                assert answer.headers["X-Request-ID"] == records[0].request_id
+    assert records[0].status == 503
 
 
 async def test_a_refused_method_is_told_all_that_are_allowed(client):

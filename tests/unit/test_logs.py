@@ -58,6 +58,21 @@ def test_a_record_bears_the_request_id(logs):
     assert line["request_id"] == "r-1"
 
 
+def test_an_odd_record_is_written_somehow_and_ends_nothing(logs):
+    class Odd:
+        def __repr__(self):
+            raise RuntimeError("no words")
+
+    log = logging.getLogger("x")
+    log.info("a lone surrogate: \udc80", extra={"large": 2**70})
+    log.info("odd", extra={"odd": Odd()})
+    log.info("the last")
+    first, second, last = logs()
+    assert (first["event"], first["large"]) == ("a lone surrogate: \udc80", 2**70)
+    assert "no words" in second["event"]
+    assert last["event"] == "the last"
+
+
 def test_an_access_record_has_its_fields(logs):
     log_request(RequestRecord("r-2", "GET", "/items/7", "/items/{item_id}", 200, 0.01234, "127.0.0.1"))
     (line,) = logs()

@@ -44,7 +44,7 @@ def test_every_mistake_is_one_line_with_setting_value_and_what_is_allowed(monkey
     assert caught.value.mistakes == [
         "FREELOOP_PORT='99999' (from environment): expected 0 to 65535; 0 takes a free one",
         (
-            "FREELOOP_SOURCES='posts=ftp://x/' (from environment): expected name=url,name=url with http "
+            "FREELOOP_SOURCES=******** (from environment): expected name=url,name=url with http "
             "or https URLs; a comma in a URL is written %2C (source 'posts' has no http or https URL)"
         ),
         "FREELOOP_LOG_FORMAT='xml' (from environment): expected auto, json or console",
@@ -99,12 +99,12 @@ def test_secrets_are_masked():
     settings = load_settings(
         {
             "token": "0123456789abcdef",
-            "database_url": "postgresql://u:p@db.example/x?password=p",
+            "database_url": "postgresql://u:p@db.example:5433/x?password=p",
             "sources": {"a": "https://u:p@a.example/x?key=1"},
         }
     )
     assert display("token", settings.token) == "********"
-    assert display("database_url", settings.database_url) == "postgresql://********@db.example/x"
+    assert display("database_url", settings.database_url) == "postgresql://db.example:5433/x?********"
     assert display("sources", settings.sources) == "a=https://a.example/x?********"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from freeloop.scope import Scope, choose_request_id, enter_scope
 logger = logging.getLogger("freeloop.gate")
 Observer = Callable[[RequestRecord], None]
 
-_CLIENT_GONE: Final = 499  # nginx's code for a client that left before the response began
+_NO_ANSWER: Final = 499  # nginx's code for a request that ended without an answer
 
 
 class Gate:
@@ -45,30 +46,34 @@ class Gate:
         if asgi["type"] != "http":
             await self.app(asgi, receive, send)
             return
-        request_id = traceparent = length = None
-        for name, value in asgi["headers"]:
-            if name == b"x-request-id":
-                request_id = value
-            elif name == b"traceparent":
-                traceparent = value
-            elif name == b"content-length":
-                length = value
-            elif name == b"transfer-encoding":
-                receive = _Counted(receive, self.max_body).receive
-        scope = Scope(choose_request_id(request_id, traceparent))
+        request_id, length, chunked = _read_headers(asgi)
+        if chunked:
+            receive = _Counted(receive, self.max_body).receive
+        scope = Scope(request_id)
         enter_scope(scope)
         response = _Response(send, scope.id)
         try:
-            if length is not None and int(length) > self.max_body:
+            if length > self.max_body:
                 refusal = problem_response(
                     413,
                     f"The request body is larger than {self.max_body} bytes",
-                    f"expected at most {self.max_body} bytes, announced were {int(length)}.",
+                    f"expected at most {self.max_body} bytes, announced were {length}.",
                     headers={"Connection": "close"},
                 )
                 await refusal(asgi, receive, response.send)
             else:
                 await self.app(asgi, receive, response.send)
+        except asyncio.CancelledError:
+            # Only the server cancels out here: the time for running requests is over at shutdown. The task
+            # ends with this answer; raised again, the server would answer by itself, and log a traceback.
+            if response.status is None:
+                refusal = problem_response(
+                    503,
+                    "The service is shutting down",
+                    "The request was not finished when the time for running requests was over.",
+                    headers={"Connection": "close", "Retry-After": "1"},
+                )
+                await refusal(asgi, receive, response.send)
         except Exception:
             logger.exception("unhandled error", extra={"method": asgi["method"], "path": asgi["path"]})
             if response.status is not None:
@@ -80,7 +85,7 @@ class Gate:
             )
             await failure(asgi, receive, response.send)
         finally:
-            self._report(scope, asgi, response.status or _CLIENT_GONE)
+            self._report(scope, asgi, response.status or _NO_ANSWER)
 
     def _report(self, scope: Scope, asgi: ASGIScope, status: int) -> None:
         route = asgi.get("route")
@@ -96,6 +101,17 @@ class Gate:
         )
         for observe in self.observers:
             observe(record)
+
+
+def _read_headers(asgi: ASGIScope) -> tuple[str, int, bool]:
+    """Return the request id, the announced length of the body (0: none), and whether it comes in chunks."""
+    headers = dict(asgi["headers"])
+    length = headers.get(b"content-length", b"")
+    return (
+        choose_request_id(headers.get(b"x-request-id"), headers.get(b"traceparent")),
+        int(length) if length.isdigit() else 0,
+        b"transfer-encoding" in headers,
+    )
 
 
 class _Response:
@@ -130,7 +146,9 @@ class _Counted:
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             # FastAPI hands an HTTPException on from there; anything else it calls a malformed body.
-            raise HTTPException(413, f"expected at most {self._limit} bytes, more came.")
+            raise HTTPException(
+                413, f"expected at most {self._limit} bytes, more came.", headers={"Connection": "close"}
+            )
         return message
 
 

@@ -13,10 +13,12 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from freeloop.errors import FreeloopError, RequestError
+from freeloop.errors import FreeloopError
 from freeloop.scope import current_scope
 
 MEDIA_TYPE: Final = "application/problem+json"
+_MOST_MISTAKES: Final = 20
+_LONGEST_TEXT: Final = 200
 
 
 class FieldMistake(BaseModel):
@@ -54,8 +56,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def problem_of(error: FreeloopError, request_id: str) -> dict[str, Any]:
     """Return the problem document of an error of ours."""
-    title = error.headline if isinstance(error, RequestError) else error.title
-    return _problem(error.status, title, error.detail, request_id)
+    return _problem(error.status, error.title, error.detail, request_id)
 
 
 def problem_response(
@@ -106,8 +107,7 @@ def _printable(text: str) -> str:
 async def _answer_own(_: Request, error: Exception) -> Response:
     if not isinstance(error, FreeloopError):
         raise error
-    title = error.headline if isinstance(error, RequestError) else error.title
-    return problem_response(error.status, title, error.detail, headers=error.headers)
+    return problem_response(error.status, error.title, error.detail, headers=error.headers)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
@@ -140,15 +140,17 @@ def _allowed_methods(request: Request) -> list[str]:
 async def _answer_validation(_: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
+    found = error.errors()
+    # The answer must not grow with what came: a body can hold a mistake in every tenth byte.
     mistakes = [
         {
-            "field": _printable(".".join(str(part) for part in mistake["loc"])),
-            "message": _printable(str(mistake["msg"])),
+            "field": _printable(".".join(str(part) for part in mistake["loc"]))[:_LONGEST_TEXT],
+            "message": _printable(str(mistake["msg"]))[:_LONGEST_TEXT],
         }
-        for mistake in error.errors()
+        for mistake in found[:_MOST_MISTAKES]
     ]
     first = mistakes[0]
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem_response(
         422,
         f"{first['field']}: {first['message']}{more}",

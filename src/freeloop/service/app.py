@@ -62,6 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Waiting tasks, external data and items: an async service on real parts.",
         lifespan=lifespan,
         docs_url=None,
+        # A redirect would repeat the Host header of the request as its target.
+        redirect_slashes=False,
         redoc_url=None,
     )
     observers: list[Observer] = [metrics.observe]
