@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -162,6 +162,15 @@ def install_gate(app: FastAPI, *, observers: Sequence[Observer], max_body: int) 
     def build_with_gate() -> ASGIApp:
         stack = build()
         inner = stack.app if isinstance(stack, ServerErrorMiddleware) else stack
+        if app.max_body_size is None:
+            _leave_out_body_limit(inner)
         return Gate(inner, observers=observers, max_body=max_body)
 
     app.build_middleware_stack = build_with_gate  # type: ignore[method-assign]
+
+
+def _leave_out_body_limit(layer: ASGIApp) -> None:
+    """Unlink FastAPI's own body limit where it limits nothing: each layer takes memory per waiting request."""
+    below: Any = getattr(layer, "app", None)
+    if type(below).__name__ == "AppBodyLimitMiddleware":
+        layer.app = below.app  # type: ignore[attr-defined]  # found by the getattr above
