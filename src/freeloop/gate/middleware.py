@@ -170,7 +170,7 @@ def install_gate(app: FastAPI, *, observers: Sequence[Observer], max_body: int) 
 
 
 def _leave_out_body_limit(layer: ASGIApp) -> None:
-    """Unlink FastAPI's own body limit where it limits nothing: each layer takes memory per waiting request."""
+    """Unlink FastAPI's own body limit where it limits nothing: each layer takes memory in every request."""
     below: Any = getattr(layer, "app", None)
     if type(below).__name__ == "AppBodyLimitMiddleware":
         layer.app = below.app  # type: ignore[attr-defined]  # found by the getattr above
