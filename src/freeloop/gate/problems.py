@@ -54,9 +54,9 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def problem_of(error: FreeloopError, request_id: str) -> dict[str, Any]:
-    """Return the problem document of an error of ours."""
-    return _problem(error.status, error.title, error.detail, request_id)
+def problem_of(error: FreeloopError) -> dict[str, Any]:
+    """Return the problem document of an error of ours, with the current request id."""
+    return _problem(error.status, error.title, error.detail)
 
 
 def problem_response(
@@ -68,8 +68,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Render a problem document with the current request id."""
-    scope = current_scope()
-    content = _problem(status, title, detail, scope.id if scope else "-", errors)
+    content = _problem(status, title, detail, errors)
     return Response(orjson.dumps(content), status, headers, MEDIA_TYPE)
 
 
@@ -84,15 +83,15 @@ def _problem(
     status: int,
     title: str,
     detail: str,
-    request_id: str,
     errors: Sequence[Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
+    scope = current_scope()
     problem = {
         "type": "about:blank",
         "title": _printable(title),
         "status": status,
         "detail": _printable(detail),
-        "request_id": request_id,
+        "request_id": scope.id if scope else "-",
     }
     if errors:
         problem["errors"] = errors

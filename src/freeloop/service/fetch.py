@@ -12,7 +12,6 @@ from fastapi import APIRouter, Query, Response
 from freeloop.errors import OutboundError, Unprocessable, UpstreamTimeout
 from freeloop.gate.problems import problem_of, problem_response, responses
 from freeloop.outbound import Client
-from freeloop.scope import current_scope
 from freeloop.service.dependencies import Out, Sources
 
 router = APIRouter(tags=["external data"])
@@ -151,10 +150,8 @@ async def _fetch_each(
 
 
 def _several(bodies: Mapping[str, bytes], errors: Mapping[str, OutboundError]) -> bytes:
-    scope = current_scope()
-    request_id = scope.id if scope else "-"
     data = b",".join(orjson.dumps(name) + b":" + body for name, body in bodies.items())
-    problems = {name: problem_of(error, request_id) for name, error in errors.items()}
+    problems = {name: problem_of(error) for name, error in errors.items()}
     return b'{"data":{' + data + b'},"errors":' + orjson.dumps(problems) + b"}"
 
 
