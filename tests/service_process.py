@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import aiohttp
 import pytest
+
+from freeloop.testing.servers import wait_until_stopped
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT = 60
@@ -72,9 +73,8 @@ def data_dir():
     folder.chmod(0o755)
     yield folder
     # The keeper stops PostgreSQL only now that the last service is gone.
-    until = time.monotonic() + 30
-    while any(folder.rglob("postmaster.pid")) and time.monotonic() < until:
-        time.sleep(0.02)
+    for server in (*folder.glob("postgresql"), *folder.glob("*/postgresql")):
+        wait_until_stopped(server.parent)
     shutil.rmtree(folder)
 
 
@@ -87,7 +87,8 @@ def start(data_dir):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FREELOOP_")}
         process = subprocess.Popen(
             [*command, "serve", "--port", "0", *arguments],
-            env={**clean, "FREELOOP_DATA_DIR": str(data_dir), **environment},
+            # No load balancer has to turn away first.
+            env={**clean, "FREELOOP_DATA_DIR": str(data_dir), "FREELOOP_DRAIN_DELAY": "0", **environment},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -159,6 +159,8 @@ def log_request(record: RequestRecord) -> None:
             duration_ms=round(record.duration * 1000, 2),
             client=record.client,
         )
+        if record.cause:
+            line.__dict__["cancelled_by"] = record.cause
         access_logger.handle(line)
 
 

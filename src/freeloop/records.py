@@ -5,6 +5,8 @@ Any room may import it; it imports nothing of ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -19,6 +21,8 @@ class RequestRecord(NamedTuple):
         status: The HTTP status; 499 where the request ended without one.
         duration: Seconds from its arrival to its last byte.
         client: The client's address, or empty.
+        cause: Why it was cancelled: ``deadline``, ``disconnect`` or ``shutdown``; empty: it was not.
+        times: Where the time went, in seconds by class; see :mod:`freeloop.ledger`.
     """
 
     request_id: str
@@ -28,3 +32,5 @@ class RequestRecord(NamedTuple):
     status: int
     duration: float
     client: str
+    cause: str = ""
+    times: Mapping[str, float] = MappingProxyType({})

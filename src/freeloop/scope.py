@@ -1,22 +1,106 @@
-"""The request scope: what one unit of work is called, when it began, and how to find it from anywhere.
+"""The request scope: one deadline, one cancellation, one owner of what is borrowed, one ledger of time.
 
-Every HTTP request runs in a :class:`Scope`. It is the ground floor: any room may import it, and it imports
-none of them.
+Every HTTP request, WebSocket and background execution runs in a :class:`Scope`. It is the ground floor: any
+room may import it, and it imports only the ledger.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import re
+import sys
 import time
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import Final
+from types import CodeType, FrameType
+from typing import Any, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar
+
+from freeloop.ledger import APP, Kind, Ledger
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Cause: TypeAlias = Literal["deadline", "disconnect", "shutdown"]
+
+logger = logging.getLogger("freeloop.scope")
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._~-]{1,128}")
 # W3C Trace Context: version-traceid-parentid-flags, lower-case hex, an all-zero trace id is invalid.
 _TRACEPARENT: Final = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
+# Whose frames are never the place that borrowed something: they borrow on behalf of others.
+_LENDERS: Final = (
+    "freeloop.database",
+    "freeloop.outbound",
+    "freeloop.threads",
+    "freeloop.kit",
+    "freeloop.scope",
+)
+_PLUMBING: Final = frozenset({"contextlib", "asyncio", "anyio", "starlette", "fastapi", "concurrent"})
+
+
+class Lease:
+    """Something borrowed on behalf of a scope; a context manager that gives it back.
+
+    Attributes:
+        kind: What was borrowed: ``connection``, ``upstream`` or ``thread``.
+        name: Which one: the pool's name, the URL's host.
+        since: When, in seconds of :func:`time.monotonic`.
+    """
+
+    __slots__ = ("_code", "_held", "_line", "kind", "name", "since")
+
+    def __init__(self, held: dict[Lease, None] | None, kind: str, name: str) -> None:
+        self.kind = kind
+        self.name = name
+        self.since = time.monotonic()
+        self._held = held
+        self._code: CodeType | None = None
+        self._line = 0
+        if held is not None:
+            held[self] = None
+            # Only the code and the line are kept: a frame would keep everything alive that it holds.
+            frame = _find_borrower(sys._getframe(2))
+            if frame is not None:
+                self._code, self._line = frame.f_code, frame.f_lineno
+
+    @property
+    def place(self) -> str:
+        """The line of the app's code that borrowed it: ``file:line in function``; empty where unknown."""
+        if self._code is None:
+            return ""
+        return f"{self._code.co_filename}:{self._line} in {self._code.co_qualname}"
+
+    def release(self) -> None:
+        """Give it back; idempotent."""
+        if self._held is not None:
+            self._held.pop(self, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Spending:
+    """A context manager that books the time of its block in a ledger."""
+
+    __slots__ = ("_kind", "_ledger")
+
+    def __init__(self, ledger: Ledger | None, kind: Kind) -> None:
+        self._ledger = ledger
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        if self._ledger is not None:
+            self._ledger.enter(self._kind)
+
+    def __exit__(self, *_: object) -> None:
+        if self._ledger is not None:
+            self._ledger.leave(self._kind)
 
 
 class Scope:
@@ -24,27 +108,162 @@ class Scope:
 
     Attributes:
         id: The request id: printable ASCII, at most 128 characters; echoed in ``X-Request-ID``.
-        started: When it began, in seconds of :func:`time.perf_counter`.
+        kind: ``http``, ``websocket`` or ``background``.
+        route: The route's template such as ``/items/{item_id}``, or the name of a background function.
+        started: When it began, in seconds of :func:`time.monotonic`.
+        deadline: When its time is over, in seconds of :func:`time.monotonic`; None: never.
+        critical: Whether it may wait for nothing that others use up (health checks).
+        cause: Why it was cancelled; None while it was not.
     """
 
-    __slots__ = ("id", "started")
+    __slots__ = (
+        "_children",
+        "_leases",
+        "_ledger",
+        "_task",
+        "cause",
+        "critical",
+        "deadline",
+        "id",
+        "kind",
+        "route",
+        "started",
+    )
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(
+        self, request_id: str, *, kind: str = "background", route: str = "", seconds: float | None = None
+    ) -> None:
         self.id = request_id
-        self.started = time.perf_counter()
+        self.kind = kind
+        self.route = route
+        self.started = time.monotonic()
+        self.deadline = None if seconds is None else self.started + seconds
+        self.critical = False
+        self.cause: Cause | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._ledger: Ledger | None = None
+        self._leases: dict[Lease, None] | None = None
+        self._children: set[asyncio.Task[Any]] | None = None
+
+    def enter(self) -> None:
+        """Make this the current scope of the running task and of the tasks and threads it starts."""
+        self._task = asyncio.current_task()
+        _current.set(self)
+
+    def leave(self) -> None:
+        """Let go of the task, whose context holds the scope: a ring would wait for the garbage collector."""
+        self._task = None
+
+    def remaining(self) -> float | None:
+        """Return the seconds until the deadline, at least 0; None: there is no deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Give the rest of this unit of work so many seconds from now; None: as long as it takes.
+
+        It may be longer than what was left. Deadlines are kept to within 0.05 s.
+        """
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"expected seconds over 0, or None for no deadline; got {seconds!r}")
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+
+    def cancel(self, cause: Cause) -> None:
+        """Cancel the task that runs this scope; what it awaits ends with ``asyncio.CancelledError``.
+
+        Called again it cancels again, and keeps the first cause.
+        """
+        self.cause = self.cause or cause
+        if self._task is not None:
+            self._task.cancel(cause)
+
+    def start_soon(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Task[T]:
+        """Start a child task that belongs to this scope: it is cancelled where it still runs at its end.
+
+        A child that fails is logged and stops none of its siblings; whoever awaits the task gets its error.
+
+        Args:
+            function: An async function.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+        """
+        child = asyncio.get_running_loop().create_task(function(*args, **kwargs), name=name_of(function))
+        children = self._children = self._children or set()
+        children.add(child)
+        child.add_done_callback(self._forget_child)
+        return child
+
+    @property
+    def children(self) -> tuple[asyncio.Task[Any], ...]:
+        """The child tasks that run now."""
+        return tuple(self._children or ())
+
+    def borrow(self, kind: str, name: str) -> Lease:
+        """Note that something is borrowed until the lease is released."""
+        leases = self._leases = {} if self._leases is None else self._leases
+        return Lease(leases, kind, name)
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """What is borrowed now, the longest held first."""
+        return tuple(self._leases or ())
+
+    def spend(self, kind: Kind) -> Spending:
+        """Book the time of a ``with`` block under ``kind``."""
+        ledger = self._ledger = self._ledger or Ledger()
+        return Spending(ledger, kind)
+
+    def times(self) -> dict[str, float]:
+        """Return where the time went so far, in seconds by class; the rest is ``app``."""
+        total = time.monotonic() - self.started
+        return {APP: total} if self._ledger is None else self._ledger.read(total)
+
+    async def end_children(self) -> None:
+        """Cancel the child tasks that still run, and wait for them."""
+        if self._children:
+            for child in self._children:
+                child.cancel("the scope has ended")
+            await asyncio.wait(self._children)
+
+    def _forget_child(self, child: asyncio.Task[Any]) -> None:
+        if self._children is not None:
+            self._children.discard(child)
+        if not child.cancelled() and (error := child.exception()) is not None:
+            logger.error("child task failed", extra={"task": child.get_name()}, exc_info=error)
 
 
 _current: ContextVar[Scope | None] = ContextVar("freeloop_scope", default=None)
 
 
 def current_scope() -> Scope | None:
-    """Return the scope that this code runs under, or None outside every request."""
+    """Return the scope that this code runs under, also in child tasks and threads; None outside."""
     return _current.get()
 
 
-def enter_scope(scope: Scope) -> None:
-    """Make ``scope`` the current one for the rest of the running task and for the tasks it starts."""
-    _current.set(scope)
+def spend(kind: Kind) -> Spending:
+    """Book the time of a ``with`` block in the current scope, where there is one."""
+    scope = _current.get()
+    return Spending(None, kind) if scope is None else scope.spend(kind)
+
+
+def borrow(kind: str, name: str) -> Lease:
+    """Note in the current scope, where there is one, that something is borrowed."""
+    scope = _current.get()
+    return Lease(None, kind, name) if scope is None else scope.borrow(kind, name)
+
+
+def limit_wait(seconds: float) -> float:
+    """Return ``seconds``, or what remains until the current scope's deadline where that is less."""
+    scope = _current.get()
+    remaining = None if scope is None else scope.remaining()
+    return seconds if remaining is None else min(seconds, remaining)
+
+
+def name_of(function: Callable[..., object]) -> str:
+    """Return what to call a function in logs: ``module.name``."""
+    inner = getattr(function, "func", function)  # functools.partial
+    return f"{getattr(inner, '__module__', '?')}.{getattr(inner, '__qualname__', repr(inner))}"
 
 
 def choose_request_id(request_id: bytes | None, traceparent: bytes | None) -> str:
@@ -60,3 +279,13 @@ def choose_request_id(request_id: bytes | None, traceparent: bytes | None) -> st
         return match[1].decode("ascii")
     # An id has to be unique, not secret: the fast generator serves.
     return f"{random.getrandbits(128):032x}"
+
+
+def _find_borrower(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame of the app's own code."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(_LENDERS) and module.partition(".")[0] not in _PLUMBING:
+            return frame
+        frame = frame.f_back
+    return None

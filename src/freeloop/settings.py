@@ -128,12 +128,56 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
     )
-    shutdown_timeout: float = _setting(
-        10.0,
-        "How long running requests may finish at shutdown.",
-        "0 to 3600",
+    deadline: NoneFloat = _setting(
+        30.0,
+        "How long a request may take where its route says nothing else.",
+        "over 0, at most 86400, or 'none'",
+        unit="s",
+        gt=0,
+        le=86400,
+    )
+    deadline_header: str | None = _setting(
+        None,
+        "The request header whose seconds may shorten the deadline; empty trusts none.",
+        "a header's name, such as X-Request-Timeout",
+        pattern=r"^[A-Za-z0-9-]+$",
+    )
+    cleanup_timeout: float = _setting(
+        5.0,
+        "How long the clean-up of a cancelled request may take before it is cancelled again.",
+        "over 0, at most 300",
+        unit="s",
+        gt=0,
+        le=300,
+    )
+    max_concurrency: int = _setting(
+        20_000,
+        "Requests of one route that run at once at most, overloaded or not.",
+        "1 to 1000000",
+        unit="requests",
+        ge=1,
+        le=1_000_000,
+    )
+    server_timing: bool = _setting(
+        False, "Say in each answer where the time went (Server-Timing).", "true or false"
+    )
+    readiness_path: str = _setting(
+        "/readyz", "The path that answers 503 while the service drains.", "a path", pattern="^/"
+    )
+    drain_delay: float = _setting(
+        1.0,
+        "How long requests are still taken after SIGTERM, for load balancers to turn away.",
+        "0 to 300",
         unit="s",
         ge=0,
+        le=300,
+    )
+    shutdown_timeout: float = _setting(
+        9.0,
+        "From the signal to the end of the process, at most; what runs may use two thirds of it.",
+        "0.1 to 3600",
+        unit="s",
+        ge=0.1,
         le=3600,
     )
     sources: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)] = _setting(
@@ -156,7 +200,20 @@ class Settings(BaseSettings):
         2**20, "The largest request body.", "1 to 1073741824", unit="bytes", ge=1, le=2**30
     )
     threads: int = _setting(
-        40, "Sync calls of /sync-task that run at once.", "1 to 1000", unit="threads", ge=1, le=1000
+        40,
+        "Sync calls that run at once: /sync-task, and run_sync of the kit.",
+        "1 to 1000",
+        unit="threads",
+        ge=1,
+        le=1000,
+    )
+    route_threads: int = _setting(
+        40,
+        "Sync ('def') routes and dependencies that run at once.",
+        "1 to 1000",
+        unit="threads",
+        ge=1,
+        le=1000,
     )
     changes_retention: float = _setting(
         86400.0,
@@ -207,7 +264,34 @@ class Settings(BaseSettings):
 
 
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
-    """Read and validate all settings.
+    """Read and validate all settings, for a service whose writes need a token where others reach it.
+
+    Args:
+        flags: Values of command-line flags by field name; None means not given.
+
+    Raises:
+        SettingsError: As of :func:`read_settings`; or the host is not loopback, and there is no token.
+    """
+    settings = read_settings(flags)
+    if not is_loopback(settings.host) and not (settings.token or settings.insecure):
+        raise SettingsError(
+            [
+                (
+                    f"{PREFIX}HOST={settings.host!r}: other machines could write here. Set {PREFIX}TOKEN "
+                    "(16 characters or more), or say --insecure."
+                )
+            ]
+        )
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    return host in {"127.0.0.1", "localhost", "::1"}
+
+
+def read_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read and validate all settings, for an app that looks after itself.
 
     Args:
         flags: Values of command-line flags by field name; None means not given.
@@ -223,15 +307,6 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
         raise SettingsError([_describe(mistake, origins) for mistake in error.errors()]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError([f".env: expected a readable UTF-8 file; {error}"]) from None
-    if settings.host not in {"127.0.0.1", "localhost", "::1"} and not (settings.token or settings.insecure):
-        raise SettingsError(
-            [
-                (
-                    f"{PREFIX}HOST={settings.host!r}: other machines could write here. Set {PREFIX}TOKEN "
-                    "(16 characters or more), or say --insecure."
-                )
-            ]
-        )
     return settings
 
 

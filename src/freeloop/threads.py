@@ -1,95 +1,243 @@
-"""Sync code off the loop, in threads with a limit of their own.
+"""Sync code off the loop, in threads with limits of their own.
 
-Any route may use it; it imports only ``errors``.
+Any route may use it; it imports only ``errors`` and ``scope``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Callable
-from contextlib import suppress
-from typing import ParamSpec, TypeVar
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
+import anyio
 import anyio.to_thread
+import starlette.concurrency
 
 from freeloop.errors import ThreadsBusy
+from freeloop.scope import borrow, current_scope, limit_wait, name_of, spend
 
 P = ParamSpec("P")
 T = TypeVar("T")
+logger = logging.getLogger("freeloop.threads")
+
+_CRITICAL_SIZE = 4
 
 
 class ThreadPool:
     """Runs sync functions in threads, at most ``size`` at once.
 
-    A limit of its own keeps slow sync code from using up the threads that the framework shares among all
-    ``def`` routes and file responses.
+    A limit of its own keeps slow sync code from using up the threads of others.
 
     Args:
-        name: What the threads are for; named in errors.
+        name: What the threads are for; named in errors and metrics.
         size: Calls that run at once, 1 or more.
-        acquire_timeout: Seconds that a call waits for a free thread.
+        acquire_timeout: Seconds that a call waits for a free thread, or until its deadline.
+        setting: The setting that raises ``size``, named in errors; empty: there is none.
     """
 
-    def __init__(self, name: str, *, size: int = 40, acquire_timeout: float = 10.0) -> None:
+    def __init__(
+        self, name: str, *, size: int = 40, acquire_timeout: float = 10.0, setting: str = ""
+    ) -> None:
         self.name = name
         self.size = size
         self.acquire_timeout = acquire_timeout
+        self._setting = setting
         self._free = asyncio.Semaphore(size)
         self._unlimited = anyio.CapacityLimiter(math.inf)
         self._in_use = 0
+        self._waiting = 0
 
     @property
     def in_use(self) -> int:
         """Threads that run a function now, also those whose caller has gone."""
         return self._in_use
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a thread."""
+        return self._waiting
+
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` in a thread and return its result.
 
         A thread cannot be stopped from outside. A cancelled caller leaves at once, but the thread counts
-        against the limit until the function returns: abandoned work must not add up.
+        against the limit until the function returns: abandoned work must not add up. It is logged with its
+        stack.
 
         Raises:
             ThreadsBusy: No thread came free within ``acquire_timeout`` (503).
         """
-        try:
-            async with asyncio.timeout(self.acquire_timeout):
-                await self._free.acquire()
-        except TimeoutError:
-            raise ThreadsBusy(
-                f"no thread of '{self.name}' came free within {self.acquire_timeout} s "
-                f"({self.size} of {self.size} busy). Raise FREELOOP_THREADS or make the calls shorter."
-            ) from None
-        loop = asyncio.get_running_loop()
+        await self._acquire()
+        call = _Call(function, args, kwargs, self._give_back)
         self._in_use += 1
-        # The one who takes the ticket answers for the place: the thread once it runs, or the caller who
-        # was cancelled first. list.pop is atomic, so never both.
-        ticket = [True]
-
-        def release() -> None:
-            self._in_use -= 1
-            self._free.release()
-
-        def call() -> T:
-            if not _take(ticket):
-                raise RuntimeError("abandoned before it began")  # nobody awaits it any more
-            try:
-                return function(*args, **kwargs)
-            finally:
-                with suppress(RuntimeError):  # the loop has closed: nobody waits for the place
-                    loop.call_soon_threadsafe(release)
-
         try:
-            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._unlimited)
-        except BaseException:
-            if _take(ticket):
-                release()
+            with borrow("thread", self.name), spend("thread"):
+                return await anyio.to_thread.run_sync(
+                    call.run, abandon_on_cancel=True, limiter=self._unlimited
+                )
+        except BaseException as error:
+            if call.withdraw():
+                self._give_back()
+            elif isinstance(error, asyncio.CancelledError):
+                call.report(self.name)
             raise
 
+    async def _acquire(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()
+            return
+        seconds = limit_wait(self.acquire_timeout)
+        self._waiting += 1
+        try:
+            with spend("thread-wait"):
+                async with asyncio.timeout(seconds):
+                    await self._free.acquire()
+        except TimeoutError:
+            remedy = f"Raise {self._setting} or make" if self._setting else "Make"
+            raise ThreadsBusy(
+                f"no thread of '{self.name}' came free within {seconds:.3g} s "
+                f"({self.size} of {self.size} busy). {remedy} the calls shorter."
+            ) from None
+        finally:
+            self._waiting -= 1
 
-def _take(ticket: list[bool]) -> bool:
+    def _give_back(self) -> None:
+        self._in_use -= 1
+        self._free.release()
+
+
+class _Call:
+    """One call on its way to a thread.
+
+    Whoever takes the ticket answers for the place in the pool: the thread once it runs, or the caller who
+    was cancelled first. ``list.pop`` is atomic, so never both.
+    """
+
+    __slots__ = ("_args", "_function", "_give_back", "_ident", "_kwargs", "_loop", "_ticket")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        give_back: Callable[[], None],
+    ) -> None:
+        self._function = function
+        self._args = args
+        self._kwargs = kwargs
+        self._give_back = give_back
+        self._loop = asyncio.get_running_loop()
+        self._ticket = [True]
+        self._ident: int | None = None
+
+    def run(self) -> Any:  # noqa: ANN401 - what the function returns
+        if not self.withdraw():
+            raise RuntimeError("abandoned before it began")  # nobody awaits it any more
+        self._ident = threading.get_ident()
+        try:
+            return self._function(*self._args, **self._kwargs)
+        finally:
+            self._ident = None
+            with suppress(RuntimeError):  # the loop has closed: nobody waits for the place
+                self._loop.call_soon_threadsafe(self._give_back)
+
+    def withdraw(self) -> bool:
+        """Take the ticket; whether it was still there."""
+        try:
+            return self._ticket.pop()
+        except IndexError:
+            return False
+
+    def report(self, pool: str) -> None:
+        """Log where the thread stands that nobody waits for any more."""
+        ident = self._ident
+        frame = sys._current_frames().get(ident) if ident is not None else None
+        if frame is None:
+            return
+        scope = current_scope()
+        logger.warning(
+            "a thread outlives its caller",
+            extra={
+                "function": name_of(self._function),
+                "pool": pool,
+                "cause": scope.cause if scope is not None else None,
+                "stack": "".join(traceback.format_stack(frame)[-5:]),
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """The pools of one app.
+
+    Attributes:
+        routes: For ``def`` routes and dependencies.
+        critical: For those of routes with the priority ``critical``, such as health checks.
+        calls: For what the app itself sends to a thread.
+    """
+
+    routes: ThreadPool
+    critical: ThreadPool
+    calls: ThreadPool
+
+    def __iter__(self) -> Iterator[ThreadPool]:
+        return iter((self.routes, self.critical, self.calls))
+
+
+def open_threads(*, routes: int, calls: int) -> Threads:
+    """Return the pools of an app; to be called where the loop runs.
+
+    Args:
+        routes: ``def`` routes and dependencies that run at once.
+        calls: Calls of ``run_sync`` that run at once.
+    """
+    return Threads(
+        ThreadPool("routes", size=routes, setting="FREELOOP_ROUTE_THREADS"),
+        ThreadPool("critical", size=_CRITICAL_SIZE),
+        ThreadPool("run_sync", size=calls, setting="FREELOOP_THREADS"),
+    )
+
+
+@contextmanager
+def adopt_sync_routes(threads: Threads) -> Iterator[None]:
+    """Run the ``def`` routes and dependencies of FastAPI and Starlette in our pools, within the block.
+
+    The framework's own pool is one for all: slow routes use it up for health checks, and where a caller is
+    cancelled it lends the place of a thread that still runs. Both frameworks come to
+    ``starlette.concurrency``, which looks ``anyio.to_thread.run_sync`` up at each call: that name is replaced
+    there. Code outside of a scope goes the usual way.
+    """
+
+    async def run_sync(function: Callable[..., Any], *args: Any, **options: Any) -> Any:  # noqa: ANN401 - anyio's
+        scope = current_scope()
+        if scope is None or options:
+            return await anyio.to_thread.run_sync(function, *args, **options)
+        pool = threads.critical if scope.critical else threads.routes
+        return await pool.run(function, *args)
+
+    module: Any = starlette.concurrency
+    before = module.anyio
+    module.anyio = _Replaced(before, run_sync)
     try:
-        return ticket.pop()
-    except IndexError:
-        return False
+        yield
+    finally:
+        module.anyio = before
+
+
+class _Replaced:
+    """The module ``anyio`` with another ``to_thread.run_sync``."""
+
+    def __init__(self, module: Any, run_sync: Callable[..., Any]) -> None:  # noqa: ANN401 - a module
+        self._module = module
+        self.to_thread = self
+        self.run_sync = run_sync
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
+        return getattr(self._module, name)

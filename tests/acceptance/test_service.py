@@ -45,13 +45,13 @@ async def test_forty_blocking_calls_slow_no_async_one(client):
 
     alone = sorted([await timed() for _ in range(5)])[2]
     sleeping = [asyncio.create_task(get(client, "/sync-task?seconds=3")) for _ in range(40)]
-    await wait_for_metric(client, "freeloop_threads_in_use 40.0")
+    await wait_for_metric(client, 'freeloop_threads_in_use{pool="run_sync"} 40.0')
     beside = sorted([await timed() for _ in range(5)])[2]
     for task in sleeping:
         task.cancel()
     await asyncio.gather(*sleeping, return_exceptions=True)
     assert beside < alone + 0.05
-    await wait_for_metric(client, "freeloop_threads_in_use 0.0")
+    await wait_for_metric(client, 'freeloop_threads_in_use{pool="run_sync"} 0.0')
 
 
 async def wait_for_metric(client, line):

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from freeloop.database.embedded.binaries import find_binaries
 from freeloop.database.embedded.locks import read_state
+from freeloop.testing.servers import wait_until_stopped
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the ends of processes are told by pidfd")
 
@@ -142,14 +143,10 @@ def make_home(name="data", cluster=None):
     try:
         yield home
     finally:
-        watch = None
-        with suppress(OSError):
-            watch = home.watch_keeper() if home.state.keeper else None
         for client in home.clients:
             if client.process.poll() is None:
                 client.kill()
-        if watch is not None:
-            watch.await_end()
+        wait_until_stopped(home.path)
         shutil.rmtree(folder)
 
 

@@ -1,6 +1,7 @@
 """The embedded server from inside one process; each folder that it must refuse."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from freeloop.database.embedded.locks import read_state, try_exclusive, try_shar
 from freeloop.database.embedded.place import Place
 from freeloop.errors import EmbeddedServerError
 from freeloop.testing import eventually
+from freeloop.testing.servers import wait_until_stopped
 
 DAEMON = Account("daemon", 1, 1)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")
@@ -29,6 +31,7 @@ def folder():
     path = Path(tempfile.mkdtemp(prefix="freeloop-", dir="/tmp"))
     path.chmod(0o755)
     yield path
+    wait_until_stopped(path)
     shutil.rmtree(path)
 
 
@@ -92,10 +95,22 @@ async def test_a_cancelled_start_leaves_no_lease(folder):
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
+    await asyncio.to_thread(wait_until_stopped, folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which folder a process works in")
+@pytest.mark.parametrize("seen", ["base/1", "base/1/PG_VERSION", "base/4/PG_VERSION"])
+async def test_the_keepers_lock_is_free_only_when_nobody_writes_into_the_folder(folder, seen):
+    # What initdb runs outlives it: a keeper that waits for initdb alone is gone too early.
+    starting = asyncio.create_task(EmbeddedServer(folder).start())
     await eventually(
-        lambda: asyncio.to_thread(is_free, folder / "postgresql" / "keeper.lock"),
-        within=30,
+        lambda: asyncio.to_thread(lambda: any(folder.glob(f"postgresql/18.new-*/{seen}"))), within=20
     )
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await eventually(lambda: asyncio.to_thread(is_free, folder / "postgresql" / "keeper.lock"), within=30)
+    assert await asyncio.to_thread(find_working_in, folder) == []
 
 
 async def test_too_late_names_the_folder_and_the_setting(folder):
@@ -103,10 +118,7 @@ async def test_too_late_names_the_folder_and_the_setting(folder):
     with pytest.raises(EmbeddedServerError, match="FREELOOP_START_TIMEOUT") as caught:
         await server.start()
     assert str(folder / "postgresql") in caught.value.detail
-    await eventually(
-        lambda: asyncio.to_thread(is_free, folder / "postgresql" / "keeper.lock"),
-        within=30,
-    )
+    await asyncio.to_thread(wait_until_stopped, folder)
 
 
 async def test_a_server_that_cannot_start_shows_the_end_of_its_log(folder):
@@ -326,3 +338,12 @@ def is_free(path):
     if lock is not None:
         lock.close()
     return lock is not None
+
+
+def find_working_in(folder):
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink().is_relative_to(folder):
+                found.append((process.name, (process / "cmdline").read_text().replace("\0", " ")))
+    return found

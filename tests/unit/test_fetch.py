@@ -10,7 +10,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from freeloop.gate.middleware import install_gate
+from freeloop.gate.install import install_gate
+from freeloop.gate.middleware import Gate
+from freeloop.gate.policy import Policy
 from freeloop.gate.problems import install_problem_handlers
 from freeloop.outbound import AiohttpTransport, Client
 from freeloop.service import fetch
@@ -87,7 +89,7 @@ async def service(upstream, *, seconds=BOUND, max_body=100_000, sources=None):
         app = FastAPI(lifespan=lifespan)
         app.include_router(fetch.router)
         install_problem_handlers(app)
-        install_gate(app, observers=[], max_body=1000)
+        install_gate(app, Gate(app, policy=Policy(max_body=1000)))
         url = await stack.enter_async_context(running(app))
         caller = await stack.enter_async_context(Client(AiohttpTransport(), timeout=3 * BOUND))
 

@@ -13,7 +13,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
 from freeloop.errors import NotFound, PoolTimeout, Unauthorized
-from freeloop.gate.middleware import install_gate
+from freeloop.gate.install import install_gate, leave_out_idle_layers
+from freeloop.gate.middleware import Gate
+from freeloop.gate.policy import Policy
 from freeloop.gate.problems import install_problem_handlers, responses
 from freeloop.scope import current_scope
 
@@ -74,7 +76,8 @@ def build(records, *, max_body=100, begun=None):
     async def two_delete(): ...
 
     install_problem_handlers(app)
-    install_gate(app, observers=[records.append], max_body=max_body)
+    leave_out_idle_layers(app)
+    install_gate(app, Gate(app, observers=[records.append], policy=Policy(max_body=max_body)))
     return app
 
 

@@ -1,6 +1,6 @@
 """Logs: one JSON line a record with the request id, and a writer that blocks nobody."""
 
-import contextvars
+import asyncio
 import io
 import json
 import logging
@@ -11,7 +11,7 @@ import pytest
 
 from freeloop.logs import LogWriter, configure_logs, log_request
 from freeloop.records import RequestRecord
-from freeloop.scope import Scope, enter_scope
+from freeloop.scope import Scope
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def test_an_exception_is_in_its_line(logs):
 
 
 def test_a_record_bears_the_request_id(logs):
-    def inside():
-        enter_scope(Scope("r-1"))
+    async def inside():
+        Scope("r-1").enter()
         logging.getLogger("x").info("inside")
 
-    contextvars.copy_context().run(inside)
+    asyncio.run(inside())
     (line,) = logs()
     assert line["request_id"] == "r-1"
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from freeloop import current_scope
-from freeloop.scope import Scope, choose_request_id, enter_scope
+from freeloop.scope import Scope, choose_request_id
 
 TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -47,7 +47,7 @@ def test_an_invalid_traceparent_is_ignored(bad):
 
 async def test_the_scope_is_seen_in_child_tasks_and_threads_and_not_outside():
     async def unit_of_work():
-        enter_scope(Scope("one"))
+        Scope("one").enter()
 
         async def child():
             return current_scope().id

@@ -6,6 +6,7 @@ import typer
 
 import freeloop
 from freeloop.cli.migrate import migrate
+from freeloop.cli.run import run
 from freeloop.cli.serve import serve
 from freeloop.cli.settings import settings
 
@@ -17,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.command()(run)
 app.command()(migrate)
 app.command()(settings)
 

@@ -38,11 +38,13 @@ def serve(
         )
         import logging
 
+        import uvicorn
         import uvloop
 
         from freeloop.logs import configure_logs
-        from freeloop.server import bind
-        from freeloop.server import serve as serve_app
+        from freeloop.server.process import bind, url_of
+        from freeloop.server.process import serve as serve_app
+        from freeloop.server.shutdown import Timetable
         from freeloop.service.app import create_app
 
         logger = logging.getLogger("freeloop")
@@ -51,14 +53,28 @@ def serve(
         try:
             for line in find_unknown():
                 logger.warning(line)
+            app = create_app(settings)
+            config = uvicorn.Config(
+                app,
+                lifespan="off",  # run around the server, so that a failure is one line
+                http="httptools",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=4096,
+            )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(
                     serve_app(
-                        create_app(settings),
-                        bound,
-                        shutdown_timeout=settings.shutdown_timeout,
-                        on_drain=lambda state: state["service"].drain(),
-                        on_listening=lambda url: logger.info("listening", extra={"url": url}),
+                        config,
+                        [bound],
+                        drain=app.state.freeloop,
+                        timetable=Timetable.plan(settings.shutdown_timeout, settings.drain_delay),
+                        resources=app.router.lifespan_context(app),
+                        on_listening=lambda: logger.info("listening", extra={"url": url_of(bound)}),
+                        flush=writer.close,
                     )
                 )
         finally:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
 import orjson
 
-from freeloop.database.address import Address, ServerPort
-from freeloop.database.failure import connect_failure, is_final
+from freeloop.database.address import FILES, Address, ServerPort
+from freeloop.database.failure import LOGIN_REFUSED, connect_failure, is_final
 from freeloop.errors import DatabaseUnavailable, FreeloopError
 
 CONNECT_TIMEOUT: Final = 5.0
@@ -20,8 +23,18 @@ _SLOW: Final = 1.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 _JSONB_VERSION: Final = b"\x01"
+# What asyncpg itself goes on to the next server for, where an address names several.
+_NEXT_SERVER: Final = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
+# ValueError: what it says of an argument or a variable of the environment that it cannot read.
+_FAILURES: Final = (*_NEXT_SERVER, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError)
+# Invalid data, and syntax or access: of a login, that is a parameter that the server does not know.
+_PARAMETER_REFUSED: Final = ("22", "42")
 
 _T = TypeVar("_T")
+
+
+class Misconfigured(DatabaseUnavailable):
+    """The address, or a file that it names, must be mended first: trying again cannot help."""
 
 
 class Connector:
@@ -58,6 +71,8 @@ class Connector:
     ) -> asyncpg.Connection[asyncpg.Record]:
         """Connect, in at most 5 s an attempt and twice at most: again only after the server was brought back.
 
+        Several servers of one address are tried in their order, and share the 5 s in equal parts.
+
         Args:
             **arguments: further arguments of ``asyncpg.connect``; its pool passes its own.
 
@@ -80,8 +95,8 @@ class Connector:
         except DatabaseUnavailable as failure:
             self.trouble = failure
             raise
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            self.trouble = connect_failure(error, self._address.place, self._name)
+        except _FAILURES as error:
+            self.trouble = await self._explain(error)
             raise self.trouble from error
         except asyncio.CancelledError:
             if self.trouble is None and loop.time() - started > _SLOW:
@@ -91,14 +106,39 @@ class Connector:
         return connection
 
     async def _attempt(self, arguments: dict[str, Any]) -> asyncpg.Connection[asyncpg.Record]:
+        *others, last = attempts = self._address.attempts()
+        arguments = {**arguments, "timeout": CONNECT_TIMEOUT / len(attempts)}
+        for server in others:
+            with suppress(*_NEXT_SERVER):
+                return await self._reach(server, arguments)
+        return await self._reach(last, arguments)
+
+    async def _reach(
+        self, server: dict[str, Any], arguments: dict[str, Any]
+    ) -> asyncpg.Connection[asyncpg.Record]:
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-            **self._address.arguments(),
-            timeout=CONNECT_TIMEOUT,
+            **server,
             command_timeout=self._statement_timeout,
             server_settings={"application_name": "freeloop", "timezone": "UTC"},
             **arguments,
         )
         return connection
+
+    async def _explain(self, error: Exception) -> DatabaseUnavailable:
+        place = self._address.place
+        unusable = None
+        if isinstance(error, OSError) and any(self._address.parameter(name) for name in FILES):
+            # What comes for a file that is missing says neither which one, nor that it was a file.
+            unusable = await asyncio.to_thread(find_unusable_file, self._address)
+        mistake = unusable or describe_mistake(error, self._address)
+        if mistake is not None:
+            return Misconfigured(f"{mistake} Check FREELOOP_DATABASE_URL.")
+        if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+            wanted = self._address.parameter("target_session_attrs")
+            return DatabaseUnavailable(
+                f"none of {place} is of the kind that target_session_attrs={wanted} asks for."
+            )
+        return connect_failure(error, place, self._name)
 
     def stop(self) -> None:
         """Stop bringing the server back; who still waits for it gets DatabaseUnavailable."""
@@ -141,6 +181,58 @@ class Connector:
         connection.terminate()
 
 
+def describe_mistake(error: Exception, address: Address) -> str | None:
+    """Describe in one line what must be mended before a connection can succeed.
+
+    Args:
+        error: what asyncpg raised.
+        address: what it was asked to connect to.
+
+    Returns:
+        None where trying again may help, and for a login that was refused.
+    """
+    place = address.place
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of PostgreSQL at {place} was not accepted: {error.verify_message.rstrip('.')}. "
+            "Expected one that a certificate in sslrootcert has signed, and for verify-full one that is made "
+            "out to this host."
+        )
+    if isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
+        return (
+            f"PostgreSQL at {place} offers no TLS, which sslmode={address.parameter('sslmode')} asks for. "
+            "Turn it on there (ssl = on), or use sslmode=prefer where the network can be trusted."
+        )
+    if isinstance(error, asyncpg.PostgresError):
+        if isinstance(error, LOGIN_REFUSED) or str(error.sqlstate)[:2] not in _PARAMETER_REFUSED:
+            return None
+        return f"PostgreSQL at {place} refused a parameter of the URL: {error}."
+    if isinstance(error, ValueError):
+        return f"the address of PostgreSQL at {place} cannot be used: {' '.join(str(error).split())}."
+    return None
+
+
+def find_unusable_file(address: Address) -> str | None:
+    """Name the first file of an address that cannot be read or is not what it should be. Blocks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    checks: dict[str, Callable[[str], object]] = {
+        "sslrootcert": context.load_verify_locations,
+        "sslcrl": context.load_verify_locations,
+        "sslkey": lambda path: Path(path).read_bytes(),
+        "sslcert": lambda path: context.load_cert_chain(
+            path, address.parameter("sslkey"), lambda: address.parameter("sslpassword") or ""
+        ),
+    }
+    for name, check in checks.items():
+        path = address.parameter(name)
+        try:
+            if path is not None:
+                check(path)
+        except OSError as error:
+            return f"the file of {name}, {path}, cannot be used: {error.strerror or error}."
+    return None
+
+
 async def retry_until_reached(attempt: Callable[[], Awaitable[_T]], *, within: float, place: str) -> _T:
     """Repeat an attempt while the server cannot be reached.
 
@@ -160,16 +252,16 @@ async def retry_until_reached(attempt: Callable[[], Awaitable[_T]], *, within: f
                 try:
                     return await attempt()
                 except DatabaseUnavailable as error:
-                    if is_final(error):
+                    if is_final(error) or isinstance(error, Misconfigured):
                         raise
                     last = error
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
     except TimeoutError as error:
         reason = last.detail if last else "it did not answer"
-        raise DatabaseUnavailable(f"PostgreSQL at {place} was not reached within {within} s: {reason}") from (
-            last or error
-        )
+        raise DatabaseUnavailable(
+            f"PostgreSQL at {place} was not reached within {within:.3g} s: {reason}"
+        ) from (last or error)
 
 
 async def prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -20,6 +20,7 @@ from freeloop.database.listen import Listener, Notification
 from freeloop.database.queries import Queries
 from freeloop.database.transaction import Isolation, Transaction
 from freeloop.errors import DatabaseUnavailable, PoolTimeout, StatementTimeout
+from freeloop.scope import borrow, limit_wait, spend
 
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -174,24 +175,29 @@ class Database(Queries):
     @asynccontextmanager
     async def _statement(self) -> AsyncIterator[_Connection]:
         async with self._lend(self._acquire_timeout) as connection:
-            with translated(connection, self._name, self._statement_timeout):
+            with spend("sql"), translated(connection, self._name, self._statement_timeout):
                 yield connection
 
     @asynccontextmanager
     async def _lend(self, seconds: float) -> AsyncIterator[_Connection]:
-        """Lend a connection for the block, waiting at most ``seconds`` for it."""
+        """Lend a connection for the block, waiting for it at most ``seconds`` or until the deadline."""
         pool = self._pool
         if pool is None or pool.is_closing():
             raise DatabaseUnavailable(f"'{self._name}' is not open: it was closed, or open() was not awaited")
-        connection = await self._acquire(pool, seconds)
+        with spend("connection"):
+            connection = await self._acquire(pool, limit_wait(seconds))
+        lease = borrow("connection", self._name)
         try:
             # The proxy has every method of a connection, by a metaclass that type checkers cannot follow.
             yield cast("_Connection", connection)
         finally:
             # asyncpg shields this from cancellation. A failure (the connection broke, the pool is
             # closed) has already ended the connection, and must not hide how the statement ended.
-            with suppress(Exception):
-                await pool.release(connection, timeout=_RELEASE_TIMEOUT)
+            try:
+                with suppress(Exception):
+                    await pool.release(connection, timeout=_RELEASE_TIMEOUT)
+            finally:
+                lease.release()
 
     async def _acquire(self, pool: _Pool, seconds: float) -> _Proxy:
         self._waiting += 1
@@ -202,7 +208,7 @@ class Database(Queries):
             if self._connector.trouble and pool.get_size() == 0:
                 raise DatabaseUnavailable(self._connector.trouble.detail) from error
             raise PoolTimeout(
-                f"no connection to '{self._name}' came free within {seconds} s "
+                f"no connection to '{self._name}' came free within {seconds:.3g} s "
                 f"({self.in_use} of {self._size} lent). Raise FREELOOP_DATABASE_POOL_SIZE or hold "
                 "connections for less time."
             ) from error

@@ -11,6 +11,7 @@ import asyncpg
 
 from freeloop.database.failure import translated
 from freeloop.database.queries import Queries
+from freeloop.scope import spend
 
 Isolation: TypeAlias = Literal["read_uncommitted", "read_committed", "repeatable_read", "serializable"]
 
@@ -42,7 +43,7 @@ class Transaction(Queries):
     async def _statement(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         if self._over:
             raise RuntimeError(f"this transaction on '{self._name}' is over: use it within its block only")
-        with translated(self._connection, self._name, self._statement_timeout):
+        with spend("sql"), translated(self._connection, self._name, self._statement_timeout):
             yield self._connection
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:

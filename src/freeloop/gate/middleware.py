@@ -1,135 +1,273 @@
-"""The outermost ASGI layer: opens the scope, echoes its id, and reports each request as one record."""
+"""The outermost ASGI layer: each request becomes a scope, is let through, ended in time, and reported."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
-from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from freeloop.gate.problems import problem_response
+from freeloop.gate import refusals
+from freeloop.gate.admission import Verdict
+from freeloop.gate.bulkheads import Bulkheads
+from freeloop.gate.disconnect import ReadAhead
+from freeloop.gate.exchange import Exchange
+from freeloop.gate.pages import Page
+from freeloop.gate.policy import Policy
+from freeloop.gate.reaper import Reaper
+from freeloop.gate.sockets import WebSockets
 from freeloop.records import RequestRecord
-from freeloop.scope import Scope, choose_request_id, enter_scope
+from freeloop.scope import choose_request_id
 
 logger = logging.getLogger("freeloop.gate")
 Observer = Callable[[RequestRecord], None]
 
+PASSED: Final = "freeloop.passed"  # marks a request in its ASGI scope, for a gate within a gate
 _NO_ANSWER: Final = 499  # nginx's code for a request that ended without an answer
 
 
 class Gate:
-    """Pure ASGI middleware; every HTTP request passes it first and last.
+    """Pure ASGI middleware; every HTTP request and WebSocket passes it first and last.
 
     It is kept thin, since each layer is a coroutine that stands in memory while a request waits.
 
     Args:
         app: The application.
         observers: Called with each ended request's record; they must not raise or block.
-        max_body: The largest request body in bytes (413): a longer ``Content-Length`` is refused unread, a
-            body without one is counted as it comes.
+        policy: Deadline, limits and the like.
+        pages: What the gate answers itself, by path, where the app has no such route.
+
+    Attributes:
+        draining: Whether the shutdown has begun.
+        bulkheads: What is kept for each route.
     """
 
-    def __init__(self, app: ASGIApp, *, observers: Sequence[Observer], max_body: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        observers: Sequence[Observer] = (),
+        policy: Policy | None = None,
+        pages: Mapping[str, Page] | None = None,
+    ) -> None:
         self.app = app
-        self.observers = observers
-        self.max_body = max_body
+        self.observers = list(observers)
+        self.policy = policy or Policy()
+        self.bulkheads = Bulkheads(app, max_concurrency=self.policy.max_concurrency)
+        self.draining = False
+        self._pages = pages or {}
+        self._reaper = Reaper(cleanup_timeout=self.policy.cleanup_timeout)
+        self._sockets = WebSockets(app, self._tell_idle)
+        self._idle: asyncio.Event | None = None
+        self._deadline_header = (self.policy.deadline_header or "").lower().encode("latin-1")
 
     async def __call__(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
         """Run one request."""
-        if asgi["type"] != "http":
-            await self.app(asgi, receive, send)
+        if asgi["type"] != "http" or PASSED in asgi:
+            await self._pass(asgi, receive, send)
             return
-        request_id, length, chunked = _read_headers(asgi)
-        if chunked:
-            receive = _Counted(receive, self.max_body).receive
-        scope = Scope(request_id)
-        enter_scope(scope)
-        response = _Response(send, scope.id)
+        if not hasattr(getattr(receive, "__self__", None), "disconnected"):
+            receive = ReadAhead(receive).receive
+        exchange, receive, refusal = self._open(asgi, receive, send)
         try:
-            if length > self.max_body:
-                refusal = problem_response(
-                    413,
-                    f"The request body is larger than {self.max_body} bytes",
-                    f"expected at most {self.max_body} bytes, announced were {length}.",
-                    headers={"Connection": "close"},
-                )
-                await refusal(asgi, receive, response.send)
+            try:
+                if exchange.queued and refusal is None:
+                    refusal = await self._queue(exchange)
+                await (refusal or self.app)(asgi, receive, exchange.send)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - answered, or raised again
+                await self._settle(exchange, asgi, receive, error)
             else:
-                await self.app(asgi, receive, response.send)
-        except asyncio.CancelledError:
-            # Only the server cancels out here: the time for running requests is over at shutdown. The task
-            # ends with this answer; raised again, the server would answer by itself, and log a traceback.
-            if response.status is None:
-                refusal = problem_response(
-                    503,
-                    "The service is shutting down",
-                    "The request was not finished when the time for running requests was over.",
-                    headers={"Connection": "close", "Retry-After": "1"},
-                )
-                await refusal(asgi, receive, response.send)
-        except Exception:
-            logger.exception("unhandled error", extra={"method": asgi["method"], "path": asgi["path"]})
-            if response.status is not None:
-                raise  # it has begun: the server has to cut it, and only sees that by the exception
-            failure = problem_response(
-                500,
-                "Internal error",
-                "The service failed unexpectedly; the log has the reason under this request id.",
-            )
-            await failure(asgi, receive, response.send)
+                if exchange.unsettled:
+                    await self._settle(exchange, asgi, receive, None)
         finally:
-            self._report(scope, asgi, response.status or _NO_ANSWER)
+            self._close(exchange, asgi)
 
-    def _report(self, scope: Scope, asgi: ASGIScope, status: int) -> None:
-        route = asgi.get("route")
+    @property
+    def running(self) -> int:
+        """HTTP requests that run now, streams and what runs after an answer included."""
+        return len(self._reaper)
+
+    @property
+    def streams(self) -> int:
+        """Answers that stream now."""
+        return sum(exchange.streaming and not exchange.answered for exchange in self._reaper)
+
+    @property
+    def websockets(self) -> int:
+        """WebSockets that are open."""
+        return len(self._sockets)
+
+    def drain(self) -> None:
+        """Begin the shutdown: readiness answers 503, and connections close behind their answers."""
+        self.draining = True
+        for exchange in self._reaper:
+            exchange.closing = True
+
+    def close_streams(self) -> None:
+        """End what would never end by itself: streams of events at their next pause, and WebSockets.
+
+        Those who open WebSockets (the server) send the close frame.
+        """
+        for exchange in self._reaper:
+            if exchange.events and not exchange.answered:
+                self._reaper.end(exchange, "shutdown")
+        self._sockets.close()
+
+    def cancel(self) -> None:
+        """Cancel everything that runs; what was not answered yet is answered with 503."""
+        for exchange in self._reaper:
+            self._reaper.end(exchange, "shutdown")
+        self._sockets.cancel()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing runs."""
+        while self._reaper or self._sockets:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+
+    def _open(
+        self, asgi: ASGIScope, receive: Receive, send: Send
+    ) -> tuple[Exchange, Receive, Response | None]:
+        """Make the scope of a request; return it, where its body comes from, and what refuses it."""
+        headers = dict(asgi["headers"])
+        policy = self.policy
+        bulkhead = self.bulkheads.find(asgi)
+        exchange = Exchange(
+            choose_request_id(headers.get(b"x-request-id"), headers.get(b"traceparent")),
+            bulkhead,
+            policy.deadline,
+            receive,
+            send,
+        )
+        exchange.enter()
+        asgi[PASSED] = True
+        exchange.timed = policy.server_timing
+        exchange.closing = self.draining
+        self._reaper.watch(exchange)
+        refusal = None
+        if self.draining and asgi["path"] == policy.readiness_path:
+            return exchange, receive, refusals.draining()
+        if bulkhead is self.bulkheads.others and (page := self._pages.get(asgi["path"])):
+            return exchange, receive, page(headers)
+        if self._deadline_header and self._deadline_header in headers:
+            refusal = self._shorten(exchange, headers[self._deadline_header].decode("latin-1"))
+        if policy.max_body is not None:
+            length = headers.get(b"content-length", b"")
+            if length.isdigit() and int(length) > policy.max_body:
+                refusal = refusals.too_large(int(length), policy.max_body)
+            elif b"transfer-encoding" in headers:
+                receive = _Counted(receive, policy.max_body).receive
+        if refusal is None and (admission := bulkhead.admission) is not None:
+            verdict = admission.arrive(exchange.started)
+            if verdict is Verdict.ADMIT:
+                exchange.admitted = exchange.started
+            elif verdict is Verdict.SHED:
+                refusal = refusals.overloaded(exchange, admission.retry_after)
+            else:
+                exchange.queued = True
+        return exchange, receive, refusal
+
+    def _shorten(self, exchange: Exchange, value: str) -> Response | None:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            return refusals.wrong_deadline(self.policy.deadline_header or "", value)
+        exchange.shorten(seconds)
+        return None
+
+    async def _queue(self, exchange: Exchange) -> Response | None:
+        """Wait for a place at the bulkhead; return what refuses the request where none came free."""
+        admission = exchange.bulkhead.admission
+        if admission is None:
+            return None
+        remaining = exchange.remaining()
+        seconds = admission.wait_limit if remaining is None else min(admission.wait_limit, remaining)
+        with exchange.spend("queue"):
+            if await exchange.bulkhead.wait(admission, exchange.started, seconds):
+                exchange.admitted = time.monotonic()
+                return None
+        return refusals.overloaded(exchange, admission.retry_after)
+
+    async def _settle(
+        self, exchange: Exchange, asgi: ASGIScope, receive: Receive, error: BaseException | None
+    ) -> None:
+        """Bring a request to its end that did not come there by itself."""
+        if _uncancel() and exchange.cause is None:
+            exchange.cause = "shutdown"  # only the server cancels from outside
+        await exchange.end_children()
+        cause = exchange.cause
+        if cause is None:
+            if error is not None:
+                await self._fail(exchange, asgi, receive, error)
+        elif exchange.status is None:
+            if cause == "deadline":
+                await refusals.deadline_passed(exchange)(asgi, receive, exchange.send)
+            elif cause == "shutdown":
+                await refusals.cut_at_shutdown()(asgi, receive, exchange.send)
+        elif exchange.events and cause == "shutdown" and not exchange.answered:
+            # A proper end, at which an EventSource connects again, elsewhere.
+            await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _fail(
+        self, exchange: Exchange, asgi: ASGIScope, receive: Receive, error: BaseException
+    ) -> None:
+        logger.error(
+            "unhandled error", extra={"method": asgi["method"], "path": asgi["path"]}, exc_info=error
+        )
+        if exchange.status is None:
+            await refusals.failed()(asgi, receive, exchange.send)
+        elif not exchange.answered:
+            raise error  # the server has to cut the answer, and only sees that by the exception
+
+    def _close(self, exchange: Exchange, asgi: ASGIScope) -> None:
+        self._reaper.forget(exchange)
+        exchange.close()
         client = asgi.get("client")
         record = RequestRecord(
-            scope.id,
+            exchange.id,
             asgi["method"],
             asgi["path"],
-            getattr(route, "path", ""),
-            status,
-            time.perf_counter() - scope.started,
+            exchange.route,
+            exchange.status or _NO_ANSWER,
+            time.monotonic() - exchange.started,
             client[0] if client else "",
+            exchange.cause or "",
+            exchange.times(),
         )
         for observe in self.observers:
             observe(record)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self._reaper and not self._sockets:
+            self._idle.set()
+
+    async def _pass(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
+        """Let through what is no request, and what an outer gate has let through already."""
+        if asgi["type"] == "websocket" and PASSED not in asgi:
+            await self._sockets.run(asgi, receive, send, self.bulkheads.find(asgi).template)
+        else:
+            await self.app(asgi, receive, send)
 
 
-def _read_headers(asgi: ASGIScope) -> tuple[str, int, bool]:
-    """Return the request id, the announced length of the body (0: none), and whether it comes in chunks."""
-    headers = dict(asgi["headers"])
-    length = headers.get(b"content-length", b"")
-    return (
-        choose_request_id(headers.get(b"x-request-id"), headers.get(b"traceparent")),
-        int(length) if length.isdigit() else 0,
-        b"transfer-encoding" in headers,
-    )
+def _uncancel() -> bool:
+    """Make the running task one that was not cancelled; return whether it was.
 
-
-class _Response:
-    """The way out: adds the request id, and remembers the status once the response has begun."""
-
-    __slots__ = ("_request_id", "_send", "status")
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send = send
-        self._request_id = request_id
-        self.status: int | None = None
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            echo = (b"x-request-id", self._request_id.encode("ascii"))
-            message["headers"] = [*message.get("headers", ()), echo]
-        await self._send(message)
+    A ``CancelledError`` may also come from a task that the app has awaited: that is the app's failure.
+    """
+    task = asyncio.current_task()
+    cancelled = task is not None and task.cancelling() > 0
+    while task is not None and task.cancelling():
+        task.uncancel()
+    return cancelled
 
 
 class _Counted:
@@ -150,27 +288,3 @@ class _Counted:
                 413, f"expected at most {self._limit} bytes, more came.", headers={"Connection": "close"}
             )
         return message
-
-
-def install_gate(app: FastAPI, *, observers: Sequence[Observer], max_body: int) -> None:
-    """Put a :class:`Gate` around the whole of ``app``, in the place of Starlette's own error layer.
-
-    ``add_middleware`` would place it inside that layer, and what it answers would bear no request id.
-    """
-    build = app.build_middleware_stack
-
-    def build_with_gate() -> ASGIApp:
-        stack = build()
-        inner = stack.app if isinstance(stack, ServerErrorMiddleware) else stack
-        if app.max_body_size is None:
-            _leave_out_body_limit(inner)
-        return Gate(inner, observers=observers, max_body=max_body)
-
-    app.build_middleware_stack = build_with_gate  # type: ignore[method-assign]
-
-
-def _leave_out_body_limit(layer: ASGIApp) -> None:
-    """Unlink FastAPI's own body limit where it limits nothing: each layer takes memory in every request."""
-    below: Any = getattr(layer, "app", None)
-    if type(below).__name__ == "AppBodyLimitMiddleware":
-        layer.app = below.app  # type: ignore[attr-defined]  # found by the getattr above

@@ -72,9 +72,14 @@ def problem_response(
     return Response(orjson.dumps(content), status, headers, MEDIA_TYPE)
 
 
+def answer_error(error: FreeloopError) -> Response:
+    """Render the problem document of an error of ours."""
+    return problem_response(error.status, error.title, error.detail, headers=error.headers)
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Make ``app`` answer every error of ours, of Starlette and of validation as a problem document."""
-    app.add_exception_handler(FreeloopError, _answer_own)
+    app.add_exception_handler(FreeloopError, answer_own)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
 
@@ -103,10 +108,11 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-async def _answer_own(_: Request, error: Exception) -> Response:
+async def answer_own(_: Request, error: Exception) -> Response:
+    """Answer an error of ours with its problem document; an exception handler for Starlette."""
     if not isinstance(error, FreeloopError):
         raise error
-    return problem_response(error.status, error.title, error.detail, headers=error.headers)
+    return answer_error(error)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import orjson
 
 from freeloop.outbound.response import Response
 from freeloop.outbound.transport import OutboundRequest, Transport
+from freeloop.scope import borrow, limit_wait, spend
+
+_SHORTEST: Final = 0.001  # a transport takes 0 for "no limit"
 
 
 class Client:
@@ -84,7 +87,8 @@ class Client:
             content: The body; None for none.
             json: A value to send as a JSON body, in place of ``content``; None for none (the JSON value
                 null is ``content=b"null"``).
-            timeout: Seconds for the whole call; None means the client's.
+            timeout: Seconds for the whole call; None means the client's. The scope's deadline may shorten
+                it.
             source: The name of the configured source, for errors and logs.
 
         Raises:
@@ -101,17 +105,19 @@ class Client:
             content = orjson.dumps(json)
             if not any(name.lower() == "content-type" for name in sent):
                 sent["Content-Type"] = "application/json"
-        return await self._transport.send(
-            OutboundRequest(
-                method=method.upper(),
-                url=url,
-                headers=sent,
-                content=content,
-                timeout=self.timeout if timeout is None else _positive(timeout),
-                max_body=self.max_body,
-                source=source,
+        seconds = limit_wait(self.timeout if timeout is None else _positive(timeout))
+        with borrow("upstream", source or url), spend("upstream"):
+            return await self._transport.send(
+                OutboundRequest(
+                    method=method.upper(),
+                    url=url,
+                    headers=sent,
+                    content=content,
+                    timeout=max(seconds, _SHORTEST),
+                    max_body=self.max_body,
+                    source=source,
+                )
             )
-        )
 
     async def close(self) -> None:
         """Close the transport; without effect the second time."""

@@ -11,11 +11,10 @@ from fastapi import FastAPI
 
 import freeloop
 from freeloop.database import Database
-from freeloop.gate.middleware import Observer, install_gate
+from freeloop.gate.install import leave_out_idle_layers
 from freeloop.gate.problems import Problem, install_problem_handlers
-from freeloop.kit import open_resources
-from freeloop.logs import log_request
-from freeloop.metrics import Metrics
+from freeloop.kit import Freeloop, open_resources
+from freeloop.metrics import Reading
 from freeloop.service import fetch, health, waiting
 from freeloop.service.docs_page import install_docs_page
 from freeloop.service.items import routes as items
@@ -24,14 +23,13 @@ from freeloop.service.items.retention import Retention
 from freeloop.service.sample import SampleApi
 from freeloop.service.state import State
 from freeloop.settings import Settings
-from freeloop.threads import ThreadPool
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the reference service; its lifespan opens and closes everything it lives on."""
-    metrics = Metrics()
+    kit = Freeloop(settings=settings, max_body=settings.max_body)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -43,15 +41,13 @@ def create_app(settings: Settings) -> FastAPI:
             sources = settings.sources
             if not sources:
                 sources = (await stack.enter_async_context(SampleApi())).sources
-            threads = ThreadPool("sync-task", size=settings.threads)
-            metrics.watch(list_gauges(resources.database, threads))
+            kit.metrics.watch(list_readings(resources.database))
             state = State(
                 resources.database,
                 resources.outbound,
                 sources,
                 changes,
-                threads,
-                metrics,
+                kit,
                 settings.token.get_secret_value() if settings.token else None,
             )
             yield {"service": state}
@@ -66,25 +62,22 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
     )
-    observers: list[Observer] = [metrics.observe]
-    if settings.access_log:
-        observers.append(log_request)
     for router in (waiting.router, fetch.router, items.router, health.router):
         app.include_router(router)
     install_docs_page(app)
     install_problem_handlers(app)
-    install_gate(app, observers=observers, max_body=settings.max_body)
+    leave_out_idle_layers(app)
+    kit.install(app)
     _document_problems(app)
     return app
 
 
-def list_gauges(database: Database, threads: ThreadPool) -> list[tuple[str, str, Any]]:
-    """Return what /metrics reads at each exposition."""
+def list_readings(database: Database) -> list[Reading]:
+    """Return what /metrics reads of the database at each exposition."""
     return [
-        ("freeloop_database_connections_in_use", "Connections lent out.", lambda: database.in_use),
-        ("freeloop_database_connections_idle", "Connections open and free.", lambda: database.idle),
-        ("freeloop_database_waiting", "Callers that wait for a connection.", lambda: database.waiting),
-        ("freeloop_threads_in_use", "Threads of /sync-task that run.", lambda: threads.in_use),
+        Reading("freeloop_database_connections_in_use", "Connections lent out.", lambda: database.in_use),
+        Reading("freeloop_database_connections_idle", "Connections open and free.", lambda: database.idle),
+        Reading("freeloop_database_waiting", "Callers that wait for a connection.", lambda: database.waiting),
     ]
 
 

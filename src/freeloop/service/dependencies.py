@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -10,11 +9,11 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from freeloop.database import Database
-from freeloop.errors import Unauthorized
+from freeloop.gate.pages import check_token
+from freeloop.kit import Freeloop
 from freeloop.outbound import Client
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.service.state import State, current_state
-from freeloop.threads import ThreadPool
 
 CurrentState = Annotated[State, Depends(current_state)]
 _bearer = HTTPBearer(auto_error=False, description="FREELOOP_TOKEN, where it is set.")
@@ -37,8 +36,8 @@ async def _changes(state: CurrentState) -> ChangeFeed:
     return state.changes
 
 
-async def _threads(state: CurrentState) -> ThreadPool:
-    return state.threads
+async def _kit(state: CurrentState) -> Freeloop:
+    return state.kit
 
 
 async def require_token(
@@ -51,19 +50,11 @@ async def require_token(
     """
     if state.token is None:
         return
-    if given is None:
-        raise Unauthorized(
-            "The bearer token is missing",
-            "This route needs the header 'Authorization: Bearer <FREELOOP_TOKEN>'.",
-        )
-    # compare_digest takes the same time wherever the first difference stands; bytes, since text
-    # outside ASCII is refused by it.
-    if not hmac.compare_digest(given.credentials.encode("utf-8", "surrogateescape"), state.token.encode()):
-        raise Unauthorized("The bearer token is wrong", "The token that came is not FREELOOP_TOKEN.")
+    check_token(f"{given.scheme} {given.credentials}" if given else None, state.token)
 
 
 Db = Annotated[Database, Depends(_database)]
 Out = Annotated[Client, Depends(_outbound)]
 Sources = Annotated[Mapping[str, str], Depends(_sources)]
 Changes = Annotated[ChangeFeed, Depends(_changes)]
-Threads = Annotated[ThreadPool, Depends(_threads)]
+Kit = Annotated[Freeloop, Depends(_kit)]

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from freeloop.errors import Unavailable
 from freeloop.gate.problems import responses
 from freeloop.service.dependencies import CurrentState, require_token
 
@@ -34,8 +33,7 @@ async def readyz(state: CurrentState) -> Status:
 
     The check takes at most 2 s; 503 gives the reason.
     """
-    if state.draining:
-        raise Unavailable("the service is shutting down; send requests elsewhere", retry_after=5)
+    # During the drain the gate answers this path.
     await state.database.check(timeout=_CHECK_TIMEOUT)
     return Status(status="ok")
 
@@ -51,4 +49,4 @@ async def readyz(state: CurrentState) -> Status:
 )
 async def metrics(state: CurrentState) -> Response:
     """Show the metrics in Prometheus' text format."""
-    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(state.kit.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -9,13 +9,12 @@ from typing import cast
 from fastapi import Request
 
 from freeloop.database import Database
-from freeloop.metrics import Metrics
+from freeloop.kit import Freeloop
 from freeloop.outbound import Client
 from freeloop.service.items.feed import ChangeFeed
-from freeloop.threads import ThreadPool
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class State:
     """The open resources. One object and not nine entries, since each request gets a copy of the entries.
 
@@ -24,25 +23,16 @@ class State:
         outbound: The client for external APIs.
         sources: The configured external APIs, name to URL; the first is the default.
         changes: The feed of item changes.
-        threads: The threads of ``/sync-task``.
-        metrics: What ``/metrics`` shows.
+        kit: The kit around the service.
         token: The bearer token that writes need, or None.
-        draining: Whether the shutdown has begun.
     """
 
     database: Database
     outbound: Client
     sources: Mapping[str, str]
     changes: ChangeFeed
-    threads: ThreadPool
-    metrics: Metrics
+    kit: Freeloop
     token: str | None
-    draining: bool = False
-
-    def drain(self) -> None:
-        """Begin the shutdown: readiness turns, and streams end, so that nobody waits for them."""
-        self.draining = True
-        self.changes.stop()
 
 
 async def current_state(request: Request) -> State:

@@ -9,13 +9,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from freeloop.gate.declare import deadline
 from freeloop.gate.problems import responses
-from freeloop.service.dependencies import Threads
+from freeloop.service.dependencies import Kit
 
 router = APIRouter(tags=["waiting"])
+_LONGEST = 60  # seconds
 
 Seconds = Annotated[
-    float, Query(ge=0, le=60, allow_inf_nan=False, description="How long the operation takes, in seconds.")
+    float,
+    Query(ge=0, le=_LONGEST, allow_inf_nan=False, description="How long the operation takes, in seconds."),
 ]
 
 
@@ -26,6 +29,7 @@ class Done(BaseModel):
 
 
 @router.get("/async-task", response_model=Done, responses=responses())
+@deadline(_LONGEST + 10)
 async def async_task(seconds: Seconds = 2.0) -> Done:
     """Await a simulated I/O operation; meanwhile every other request is served at once."""
     await asyncio.sleep(seconds)
@@ -33,9 +37,10 @@ async def async_task(seconds: Seconds = 2.0) -> Done:
 
 
 @router.get("/sync-task", response_model=Done, responses=responses())
-async def sync_task(threads: Threads, seconds: Seconds = 2.0) -> Done:
-    """Run the same operation as a sync function, in a thread of a pool with a limit of its own."""
-    return await threads.run(sync_operation, seconds)
+@deadline(_LONGEST + 20)  # it may wait for a thread first
+async def sync_task(kit: Kit, seconds: Seconds = 2.0) -> Done:
+    """Run the same operation as a sync function, in a thread, of which there is a limited number."""
+    return await kit.run_sync(sync_operation, seconds)
 
 
 def sync_operation(seconds: float) -> Done:

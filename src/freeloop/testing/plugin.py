@@ -16,7 +16,7 @@ import pytest
 import freeloop.service
 from freeloop.database import Address, Database
 from freeloop.database.migrations import migrate
-from freeloop.testing.servers import OwnServer
+from freeloop.testing.servers import PROGRAMS_VARIABLE, GivenServer, OwnServer, find_programs
 from freeloop.testing.waiting import eventually
 
 _TEMPLATE: Final = "freeloop_template"
@@ -25,8 +25,12 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Address]:
-    """The address of a PostgreSQL that lives as long as the session. Do not stop it: start an OwnServer."""
-    with OwnServer() as server:
+    """The address of a PostgreSQL that lives as long as the session. Do not stop it: start an OwnServer.
+
+    The embedded one, or the one whose programs lie in the folder that ``TEST_POSTGRES_BIN`` names.
+    """
+    programs = find_programs() if os.environ.get(PROGRAMS_VARIABLE) else None
+    with GivenServer(programs) if programs else OwnServer() as server:
         yield server.address
 
 

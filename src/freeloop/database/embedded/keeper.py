@@ -75,6 +75,7 @@ class Keeper:
         self.folder, self.programs, self.socket_folder, self.major, uid, gid, lock = arguments
         self.uid, self.gid, self.lock = int(uid), int(gid), int(lock)
         self.cluster = os.path.join(self.folder, self.major)
+        self.unfinished = f"{self.cluster}.new-"  # how the name of a cluster begins that initdb makes
         os.set_inheritable(self.lock, False)
         self.wake, wake = os.pipe()
         os.set_blocking(wake, False)
@@ -104,13 +105,25 @@ class Keeper:
         os.pwrite(self.lock, f"{phase} {os.getpid()} {postmaster}".ljust(63).encode() + b"\n", 0)
 
     def run(self) -> None:
+        """Keep PostgreSQL running until :class:`Stop`, and leave only when no process of it is left."""
+        try:
+            self.keep_running()
+        except Stop:
+            # A killed initdb or postmaster leaves children that go on for a moment. Who gets the keeper's
+            # lock after us may take it for a promise that nobody writes into the folder any more.
+            self.write_state("stopping")
+            with self.cluster_to_ourselves(time.sleep):
+                pass
+            raise
+
+    def keep_running(self) -> None:
         """Keep PostgreSQL running until :class:`Stop`, a clean end by somebody else's hand, or failure."""
         failures, answered = 0, False
         while True:
             self.write_state("starting")
-            with self.cluster_to_ourselves() as mark:
+            with self.cluster_to_ourselves(self.pause) as mark:
                 if not os.path.exists(os.path.join(self.cluster, "PG_VERSION")):
-                    self.make_cluster()
+                    self.make_cluster(mark)
                 child = self.spawn(self.server_command(), death_signal=signal.SIGINT, keep=mark)
             ready = 0.0
             try:
@@ -149,15 +162,14 @@ class Keeper:
             command += ["-c", f"{name}={value}"]
         return command
 
-    def make_cluster(self) -> None:
+    def make_cluster(self, mark: int) -> None:
         """Make the cluster under another name, on disk before it gets its own: it is there whole or not."""
-        prefix = f"{self.major}.new-"
         for name in os.listdir(self.folder):
-            if name.startswith(prefix):
+            if name.startswith(os.path.basename(self.unfinished)):
                 import shutil  # large, and seldom needed
 
                 shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
-        fresh = os.path.join(self.folder, f"{prefix}{os.getpid()}-{time.time_ns()}")
+        fresh = f"{self.unfinished}{os.getpid()}-{time.time_ns()}"
         os.mkdir(fresh, 0o700)
         if self.uid != os.geteuid():
             os.chown(fresh, self.uid, self.gid)
@@ -168,11 +180,11 @@ class Keeper:
             command.append("--sync-method=syncfs")  # one call instead of a thousand
         for name, value in TUNING.items():
             command += ["-c", f"{name}={value}"]
-        child = self.spawn(command, death_signal=signal.SIGKILL)
+        child = self.spawn(command, death_signal=signal.SIGKILL, keep=mark)
         try:
             status = self.await_end(child)
         except Stop:
-            os.kill(child, signal.SIGKILL)
+            os.killpg(child, signal.SIGKILL)  # the group: it runs PostgreSQL to fill the cluster
             os.waitpid(child, 0)
             raise
         if status != 0:
@@ -183,11 +195,11 @@ class Keeper:
         os.close(descriptor)
 
     @contextmanager
-    def cluster_to_ourselves(self) -> Iterator[int]:
+    def cluster_to_ourselves(self, pause: Callable[[float], None]) -> Iterator[int]:
         """Wait until no process of an earlier PostgreSQL lives, and give the mark that the next one keeps.
 
-        The mark is a locked open file that PostgreSQL inherits, and from it each of its processes: the kernel
-        frees the lock when the last of them is gone, whoever of keeper and postmaster was killed before.
+        The mark is a locked open file that PostgreSQL and initdb inherit, and from them each of their
+        processes: the kernel frees the lock when the last of them is gone, whoever was killed before.
         """
         mark = os.open(
             os.path.join(self.folder, "server.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
@@ -200,6 +212,8 @@ class Keeper:
             sent: set[int] = set()
             while not lock_now(mark):
                 waited = time.monotonic() - began
+                for process in self.find_processes_of_initdb():
+                    send(process, signal.SIGKILL)  # what it made is thrown away
                 postmaster = read_postmaster(self.cluster)
                 alive = self.find_processes(postmaster)
                 if postmaster in alive:
@@ -217,7 +231,7 @@ class Keeper:
                     raise Failure(
                         f"processes of an earlier PostgreSQL do not end: {sorted(alive) or 'unknown'}"
                     )
-                self.pause(POLL)
+                pause(POLL)
             self.forget_dead_postmaster()
             yield mark
         finally:
@@ -241,14 +255,13 @@ class Keeper:
         if sys.platform != "linux":
             with os.popen(f"ps -p {postmaster} -o comm=") as listing:
                 return {postmaster} if "postgres" in listing.read() else set()
-        found = set()
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with suppress(OSError):
-                    program = os.path.basename(os.readlink(f"/proc/{name}/exe")).split(" ")[0]
-                    if program == "postgres" and os.readlink(f"/proc/{name}/cwd") == self.cluster:
-                        found.add(int(name))
-        return found
+        return {process for process, folder in list_postgres() if folder == self.cluster}
+
+    def find_processes_of_initdb(self) -> set[int]:
+        """Find the processes of PostgreSQL that an initdb started which is gone; none without /proc."""
+        if sys.platform != "linux":
+            return set()  # they end by themselves, when they have read what initdb had written
+        return {process for process, folder in list_postgres() if folder.startswith(self.unfinished)}
 
     def await_ready(self, child: int) -> int | None:
         """Wait until PostgreSQL accepts connections; its exit status where it ended instead."""
@@ -271,8 +284,12 @@ class Keeper:
         parent = os.getpid()
         child = os.fork()
         if child:
+            # By both, so that the group is there for whoever comes first to need it.
+            with suppress(OSError):
+                os.setpgid(child, child)
             return child
         try:
+            os.setpgid(0, 0)
             os.dup2(2, 1)
             if keep >= 0:
                 os.set_inheritable(keep, True)
@@ -348,6 +365,16 @@ def read_lines(path: str) -> list[str]:
             return file.read().split("\n")
     except FileNotFoundError:
         return []
+
+
+def list_postgres() -> Iterator[tuple[int, str]]:
+    """List the processes that run PostgreSQL's server, each with the folder it works in (Linux only)."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):
+                program = os.path.basename(os.readlink(f"/proc/{name}/exe")).split(" ")[0]
+                if program == "postgres":
+                    yield int(name), os.readlink(f"/proc/{name}/cwd")
 
 
 def lock_now(descriptor: int) -> bool:

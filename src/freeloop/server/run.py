@@ -1,0 +1,180 @@
+"""Runs anybody's app: what ``freeloop run`` does in each of its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.supervisors import ChangeReload
+
+from freeloop.errors import StartError
+from freeloop.kit import Freeloop
+from freeloop.logs import LogWriter, configure_logs
+from freeloop.server.process import bind, serve, url_of
+from freeloop.server.shutdown import Timetable
+from freeloop.server.target import load_app
+from freeloop.server.workers import supervise
+from freeloop.settings import Settings
+
+logger = logging.getLogger("freeloop")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is to be run; it travels to worker processes.
+
+    Attributes:
+        target: Which app; see :func:`load_app`.
+        app_dir: The folder that modules are looked up in.
+        factory: Whether the target is a function that returns the app.
+        settings: All settings.
+        local: Whether only this machine reaches it.
+        own_logs: Whether our logs are set up; False where a configuration of uvicorn's kind was given.
+        options: The options that are handed to :class:`uvicorn.Config` as they are.
+    """
+
+    target: str | None
+    app_dir: str
+    factory: bool
+    settings: Settings
+    local: bool
+    own_logs: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(
+    command: Command, sockets: list[socket.socket], on_listening: Callable[[], None] | None = None
+) -> None:
+    """Run the app in this process until a signal ends it.
+
+    Args:
+        command: What is to be run.
+        sockets: Sockets that are bound.
+        on_listening: Called once requests are answered.
+
+    Raises:
+        StartError: There is no such app.
+    """
+    settings = command.settings
+    # Before the app is imported: where it sets up logs itself, its word is the last.
+    writer = _open_logs(command)
+    try:
+        app = load_app(command.target, app_dir=command.app_dir, factory=command.factory)
+        kit, served, resources = _prepare(app, command)
+        config = uvicorn.Config(served, access_log=False, **command.options)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(
+                serve(
+                    config,
+                    sockets,
+                    drain=kit,
+                    timetable=Timetable.plan(settings.shutdown_timeout, settings.drain_delay),
+                    resources=resources,
+                    on_listening=lambda: _tell(sockets, on_listening),
+                    flush=lambda: _close(writer),
+                )
+            )
+    finally:
+        _close(writer)
+
+
+def run_workers(command: Command, sockets: list[socket.socket], workers: int) -> int:
+    """Run the app in several processes; return the exit code."""
+    writer = _open_logs(command)
+    try:
+        return supervise(
+            partial(run, command),
+            sockets,
+            workers=workers,
+            shutdown_timeout=command.settings.shutdown_timeout,
+            start_timeout=command.settings.start_timeout,
+        )
+    finally:
+        _close(writer)
+
+
+def run_reloading(command: Command, sockets: list[socket.socket], folders: list[str]) -> None:
+    """Run the app in a process that starts again where files change, by uvicorn's own supervisor."""
+    for bound in sockets:
+        bound.set_inheritable(True)
+    config = uvicorn.Config(
+        "", reload=True, reload_dirs=folders or [command.app_dir], log_config=None, access_log=False
+    )
+    ChangeReload(config, target=partial(run, command), sockets=sockets).run()
+
+
+def find_sockets(host: str, port: int, uds: str | None, fd: int | None) -> list[socket.socket]:
+    """Open what is to be listened on.
+
+    Args:
+        host: An address.
+        port: A port; 0 takes a free one.
+        uds: A path for a unix socket, in place of the address.
+        fd: The descriptor of a socket, in place of both.
+
+    Raises:
+        StartError: It cannot be opened; the message names it and the reason.
+    """
+    try:
+        if fd is not None:
+            return [socket.socket(fileno=fd)]
+        if uds is not None:
+            return [_bind_unix(uds)]
+    except OSError as error:
+        place = f"the file descriptor {fd}" if fd is not None else uds
+        raise StartError(f"cannot listen on {place}: {error.strerror or error}") from error
+    return [bind(host, port)]
+
+
+def _bind_unix(path: str) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX)
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)  # of a process that has ended: whoever listens there loses it, as with uvicorn
+    bound.bind(path)
+    os.chmod(path, 0o666)  # noqa: S103 - as uvicorn does: a proxy runs as another user
+    bound.setblocking(False)
+    return bound
+
+
+def _prepare(
+    app: Any,  # noqa: ANN401 - any ASGI app
+    command: Command,
+) -> tuple[Freeloop, Any, AbstractAsyncContextManager[None] | None]:
+    """Put a kit around the app, where it has none; return it, what is served, and what is to be opened."""
+    own = getattr(getattr(app, "state", None), "freeloop", None)
+    if isinstance(own, Freeloop):
+        return own, app, None
+    kit = Freeloop(settings=command.settings, local=command.local)
+    if isinstance(app, Starlette):
+        kit.install(app)
+        return kit, app, None
+    return kit, kit.wrap(app), kit.open()
+
+
+def _open_logs(command: Command) -> LogWriter | None:
+    if not command.own_logs:
+        return None
+    return configure_logs(format=command.settings.log_format, level=command.settings.log_level)
+
+
+def _tell(sockets: list[socket.socket], on_listening: Callable[[], None] | None) -> None:
+    for bound in sockets:
+        logger.info("listening", extra={"url": url_of(bound)})
+    if on_listening is not None:
+        on_listening()
+
+
+def _close(writer: LogWriter | None) -> None:
+    if writer is not None:
+        writer.close()
