@@ -65,10 +65,13 @@ class Fixed(Policy):
 
 
 class Aimd(Policy):
-    """Additive increase, multiplicative decrease: Netflix concurrency-limits, ``AIMDLimit.java``."""
+    """Additive increase, multiplicative decrease: Netflix concurrency-limits, ``AIMDLimit.java``.
+
+    Its time-out, 5 s for every service, is 1.5 times the least latency here: else it would not act at all.
+    """
 
     def update(self, window: Window) -> float:
-        if window.mean > 1.5 * (self.baseline or window.mean):  # Netflix: a fixed time-out, 5 s by default
+        if window.mean > 1.5 * (self.baseline or window.mean):
             return self.value * 0.9
         return self.value + 1 if self.is_used(window) else self.value
 
@@ -114,12 +117,16 @@ class Gradient2(Policy):
 
 
 class Envoy(Policy):
-    """Envoy, ``gradient_controller.cc``: every 60 s three requests at a time measure the baseline."""
+    """Envoy, ``gradient_controller.cc``: every 60 s three requests at a time measure the baseline.
+
+    With means, as for all others, where Envoy takes a percentile.
+    """
 
     initial = 3
 
     def __init__(self) -> None:
         super().__init__()
+        self.needed = 50
         self.minimum = 0.0
         self.measure_at = 0.0
         self.deferred = 3.0
@@ -155,9 +162,11 @@ class CoDel:
         self.dropping, self.count, self.next_drop = False, 0, 0.0
 
     def arrive(self, now: float) -> Verdict:
+        if not self.running:  # an empty queue ends it
+            self.dropping, self.below_until = False, math.inf
         if self.dropping and now >= self.next_drop:
             self.count += 1
-            self.next_drop += self.least / math.sqrt(self.count)
+            self.next_drop = now + self.least / math.sqrt(self.count)
             self.shed += 1
             return Verdict.SHED
         self.running += 1
@@ -179,7 +188,7 @@ class CoDel:
 
 
 class Counting(Admission):
-    """Ours, but every request that ends counts, also one admitted before the limit changed; so the sources."""
+    """Ours, but as in the sources every request counts, also one admitted before the limit changed."""
 
     __slots__ = ()
 

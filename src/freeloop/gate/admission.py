@@ -143,7 +143,8 @@ class Admission:
                 self._count += 1
                 self._sum += latency
                 self._squares += latency * latency
-                if self._count >= self._needed and now >= self._due:
+                # Early where nothing runs any more: what comes after a pause is another story.
+                if self._count >= self._needed and (now >= self._due or not self.running):
                     self._decide(now)
             else:
                 self._earlier_sum += latency
