@@ -54,6 +54,34 @@ def draw_bars(panel: Axes, summaries: Mapping[str, Summary | None]) -> None:
     panel.set_xticks(range(len(summaries)), [name.replace(", ", ",\n") for name in summaries], fontsize=8)
 
 
+def draw_lines(
+    panel: Axes, series: Mapping[str, Sequence[tuple[float, Summary]]], *, factor: float = 1.0
+) -> None:
+    """Draw medians over what was varied, on a logarithmic axis; the band is the spread of the rounds."""
+    for colour, (name, points) in zip(_COLOURS, series.items(), strict=False):
+        places = [place for place, _ in points]
+        panel.plot(
+            places,
+            [factor * point["median"] for _, point in points],
+            color=colour,
+            label=name,
+            marker="o",
+            markersize=3.5,
+        )
+        panel.fill_between(
+            places,
+            [factor * point["low"] for _, point in points],
+            [factor * point["high"] for _, point in points],
+            color=colour,
+            alpha=0.25,
+            linewidth=0,
+        )
+    panel.set_xscale("log")
+    ticks = sorted({place for points in series.values() for place, _ in points})
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write an SVG file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,17 +34,22 @@ class Peer:
     listening: str = r"running on http://127\.0\.0\.1:(\d+)"
 
 
-def run_uvicorn(app: str) -> tuple[str, ...]:
+def run_uvicorn(app: str, *options: str) -> tuple[str, ...]:
     """Return the command of plain uvicorn: uvloop, httptools and its access log, as it is by default."""
-    return ("-m", "uvicorn", app, "--port", "0", "--loop", "uvloop", "--http", "httptools")
+    return ("-m", "uvicorn", app, "--port", "0", "--loop", "uvloop", "--http", "httptools", *options)
 
 
-OURS = Peer(
-    "Freeloop",
-    ("-m", "freeloop", "serve", "--port", "0"),
+def run_freeloop(app: str, *options: str) -> tuple[str, ...]:
+    """Return the command that runs any app under ``freeloop run``, with the same loop and parser."""
+    return ("-m", "freeloop", "run", app, "--port", "0", "--loop", "uvloop", "--http", "httptools", *options)
+
+
+# How `freeloop serve` and `freeloop run` say where they listen.
+OUR_LISTENING = (
     r'"url": ?"http://127\.0\.0\.1:(\d+)"[^\n]*"event": ?"listening"'
-    r'|"event": ?"listening"[^\n]*"url": ?"http://127\.0\.0\.1:(\d+)"',
+    r'|"event": ?"listening"[^\n]*"url": ?"http://127\.0\.0\.1:(\d+)"'
 )
+OURS = Peer("Freeloop", ("-m", "freeloop", "serve", "--port", "0"), OUR_LISTENING)
 PLAIN = Peer("FastAPI, `async def`", run_uvicorn("bench.peers.plain_fastapi:app"))
 SYNC = Peer("FastAPI, `def`", run_uvicorn("bench.peers.sync_fastapi:app"))
 AIOHTTP = Peer("aiohttp.web", ("-m", "bench.peers.aiohttp_web"))
@@ -63,6 +68,16 @@ class Running:
         """Return user and system time so far, in steps of a clock tick (10 ms as a rule)."""
         fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def cpu_clock(self) -> float:
+        """Return the same to the nanosecond; too fine for :func:`stillness`, which a timer would break."""
+        # clock_getcpuclockid(3): Linux makes the clock's number of the process id, and Python has the call
+        # for threads only. 2 is CPUCLOCK_SCHED (include/linux/posix-timers_types.h).
+        return time.clock_gettime((~self.process.pid << 3) | 2)
+
+    def held_up(self) -> float:
+        """Return the seconds in which its main thread could have run, but something else had the core."""
+        return int((self._proc / "schedstat").read_text().split()[1]) / 1e9
 
     def memory(self) -> int:
         """Return the proportional set size in bytes: what is shared counts by its share."""

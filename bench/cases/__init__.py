@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.servers import Peer
 
-NAMES = ("wait",)
+NAMES = ("wait", "cost", "overload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,17 @@ class Run:
     files: int
     say: Callable[[str], None]
 
+    def choose(self, peers: Sequence[Peer]) -> list[Peer]:
+        """Return those of the peers that are wanted."""
+        return [
+            peer for peer in peers if not self.only or any(part in peer.name.lower() for part in self.only)
+        ]
+
     def alternate(
         self, peers: Sequence[Peer], measure: Callable[[Peer], dict[str, Any]]
     ) -> dict[str, list[dict[str, Any]]]:
         """Measure all peers once a round, each round beginning with another; return rounds by name."""
-        chosen = [
-            peer for peer in peers if not self.only or any(part in peer.name.lower() for part in self.only)
-        ]
+        chosen = self.choose(peers)
         results: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in chosen}
         for number in range(self.rounds):
             first = number % len(chosen)

@@ -236,7 +236,8 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in {"postgresql", "postgres"}:
+        # Without urlsplit: its errors quote the password.
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("not a postgresql:// URL")
         return value
 
@@ -244,8 +245,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_sources(cls, value: dict[str, str]) -> dict[str, str]:
         for name, url in value.items():
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
+            try:
+                parts = urlsplit(url)
+                usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+            except ValueError:  # which quotes the password
+                usable = False
+            if not usable:
                 raise ValueError(f"source '{name}' has no http or https URL")
         return value
 
@@ -357,9 +362,10 @@ def display(name: str, value: object) -> str:
 
 def mask_url(url: str) -> str:
     """Return ``url`` without its user information and its query, which may hold secrets."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=host, query=_MASK if parts.query else "", fragment="").geturl()
+    scheme, slashes, rest = url.partition("://")
+    # From the last @: a password that is not percent-encoded may hold any of the characters before it.
+    place, query, _ = rest.rpartition("@")[2].partition("#")[0].partition("?")
+    return f"{scheme}{slashes}{place}{'?' + _MASK if query else ''}"
 
 
 def facts(field: FieldInfo) -> tuple[str, str]:

@@ -1,5 +1,7 @@
 """Workers die, hang, fail to start and are signalled from all sides; the supervisor keeps its word."""
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -147,6 +149,19 @@ def start(tmp_path):
         supervised.clear()
 
 
+@pytest.fixture
+def gate(tmp_path):
+    """Workers wait while they load, as long as this is entered."""
+
+    @contextlib.contextmanager
+    def shut():
+        with (tmp_path / "gate").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    return shut()
+
+
 def test_all_workers_answer_and_sigterm_ends_them_in_order(start):
     supervised = start(workers=3)
     pids = supervised.wait_ready(3)
@@ -175,15 +190,27 @@ def test_ctrl_c_of_a_terminal_counts_once_and_the_second_hurries(start):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_while_workers_start_ends_everything_quietly(start, times):
-    supervised = start()
-    supervised.wait_log("starts", 2)
-    os.killpg(supervised.process.pid, signal.SIGINT)
-    if times == 2:
-        supervised.wait_log("SIGINT: 2 workers stop")
+def test_ctrl_c_while_workers_start_ends_everything_quietly(start, gate, times):
+    with gate:
+        supervised = start()
+        supervised.wait("loading", 2)
         os.killpg(supervised.process.pid, signal.SIGINT)
-    assert supervised.end() == 0
+        if times == 2:
+            supervised.wait_log("SIGINT: 2 workers stop")
+            os.killpg(supervised.process.pid, signal.SIGINT)
+        assert supervised.end() == 0
     assert supervised.problems() == []
+    assert supervised.errors == ""
+
+
+def test_ctrl_c_that_reaches_a_worker_in_its_first_moments_is_left_to_the_supervisor(start, gate):
+    with gate:
+        supervised = start()
+        for loading in supervised.wait("loading", 2):
+            os.kill(loading["pid"], signal.SIGINT)
+    supervised.ask_all(supervised.wait_ready(2))
+    assert supervised.stop() == 0
+    assert [each["had"] for each in supervised.wait("ended", 2)] == [["SIGTERM"]] * 2
     assert supervised.errors == ""
 
 
@@ -272,11 +299,13 @@ def test_sighup_replaces_one_worker_after_the_other_and_no_request_fails(start):
     loads = [threading.Thread(target=load) for _ in range(4)]
     for each in loads:
         each.start()
-    supervised.signal(signal.SIGHUP)
-    supervised.wait("ended", 2)
-    enough.set()
-    for each in loads:
-        each.join(BOUND)
+    try:
+        supervised.signal(signal.SIGHUP)
+        supervised.wait("ended", 2)
+    finally:
+        enough.set()
+        for each in loads:
+            each.join(BOUND)
     new = supervised.wait_ready(4)[2:]
     assert failed == []
     assert set(answered) & set(old)
@@ -318,6 +347,9 @@ def test_sighup_with_a_worker_that_cannot_start_leaves_the_old_ones(start, fault
     supervised.signal(signal.SIGHUP)
     supervised.wait("ended", 2)
     assert supervised.stop() == 0
+    log = [each["message"] for each in supervised.events if each["event"] == "log"]
+    again = log.index("SIGHUP: 2 workers are replaced", log.index("SIGHUP: 2 workers are replaced") + 1)
+    assert len([line for line in log[:again] if line.endswith(" starts")]) == 2 + 1
 
 
 def test_a_shutdown_in_the_middle_of_a_restart_does_not_hurry_the_worker_that_stops_already(start):
@@ -361,15 +393,19 @@ def test_sigttin_adds_a_worker_and_sigttou_removes_one_but_not_the_last(start):
     assert supervised.problems() == []
 
 
-def test_a_worker_that_does_not_stop_is_killed_and_the_exit_code_says_so(start):
-    supervised = start("deaf", workers=1, shutdown_timeout=0.1)
-    (pid,) = supervised.wait_ready(1)
+def test_a_worker_that_does_not_stop_is_killed_and_none_starts_any_more(start):
+    supervised = start("deaf", shutdown_timeout=0.1)
+    dead, deaf = supervised.wait_ready(2)
+    (supervised.folder / "broken").touch()
+    os.kill(dead, signal.SIGKILL)
+    supervised.wait_log("another one starts in 0.5 s")
     supervised.signal(signal.SIGTERM)
-    supervised.wait("signal", name="SIGTERM")
-    supervised.signal(signal.SIGTERM)
-    supervised.wait("signal", name="SIGTERM", count=2)
+    supervised.wait("signal", name="SIGTERM", pid=deaf)
     assert supervised.end() == 1
-    assert supervised.problems() == [f"worker {pid} did not end within 2.1 s: killed"]
+    log = [each["message"] for each in supervised.events if each["event"] == "log"]
+    (asked,) = [index for index, line in enumerate(log) if line.startswith("SIGTERM")]
+    assert f"worker {deaf} did not end within 2.1 s: killed" in log[asked:]
+    assert [line for line in log[asked:] if line.endswith(" starts")] == []
 
 
 def test_a_worker_that_fails_while_it_stops_gives_exit_code_1(start):

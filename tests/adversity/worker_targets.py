@@ -1,10 +1,12 @@
 """A supervisor with real workers, as a process of its own; what happens is one line of JSON each on stdout.
 
 What a worker does beside answering, the files of one folder say: ``broken`` ends each start with exit code 3,
-``stuck`` makes it hang; a worker that finds ``deaf`` never stops, with ``lingers`` it stops at the second
-signal, and with ``closes`` it listens no more after the first.
+``stuck`` makes it hang, ``gate`` is a lock that it waits for while its target is loaded; a worker that finds
+``deaf`` never stops, with ``lingers`` it stops at the second signal, with ``closes`` it listens no more after
+the first.
 """
 
+import fcntl
 import importlib.machinery
 import importlib.util
 import json
@@ -14,7 +16,6 @@ import select
 import signal
 import socket
 import sys
-from functools import partial
 from pathlib import Path
 
 # The supervisor needs nothing of the package's own __init__, which imports the framework for a second or
@@ -35,8 +36,24 @@ class Events(logging.Handler):
         emit("log", level=record.levelname, message=record.getMessage())
 
 
+class Target:
+    """Answers each connection with the id of its process and the signals that it has had."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        if (self.folder / "gate").exists():
+            emit("loading")
+            with (self.folder / "gate").open() as gate:
+                fcntl.flock(gate, fcntl.LOCK_SH)
+
+    def __call__(self, sockets, ready):
+        serve(self.folder, sockets, ready)
+
+
 def serve(folder, sockets, ready):
-    """Answer each connection with the id of this process and the signals it has had."""
     if (folder / "broken").exists():
         sys.exit(3)
     reader, writer = os.pipe()
@@ -98,7 +115,7 @@ def main():
     bound.setblocking(False)
     emit("bound", port=bound.getsockname()[1])
     code = supervise(
-        partial(serve, Path(folder)),
+        Target(Path(folder)),
         [bound],
         workers=int(workers),
         shutdown_timeout=float(shutdown_timeout),

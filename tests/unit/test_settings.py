@@ -5,7 +5,17 @@ import os
 import pytest
 
 from freeloop.errors import SettingsError
-from freeloop.settings import PREFIX, Settings, display, facts, find_origins, find_unknown, load_settings
+from freeloop.settings import (
+    PREFIX,
+    Settings,
+    display,
+    facts,
+    find_origins,
+    find_unknown,
+    load_settings,
+    mask_url,
+    read_settings,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +122,24 @@ def test_every_setting_has_a_description_and_what_is_allowed():
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert facts(field)[1], name
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h:5432/d?sslmode=require", "postgresql://h:5432/d?********"),
+        ("postgresql://u:pa/ss?w#x@h/d", "postgresql://h/d"),
+        ("postgresql://h/d", "postgresql://h/d"),
+        ("https://u:p@h/path#part", "https://h/path"),
+    ],
+)
+def test_a_masked_url_shows_no_part_of_a_password(url, shown):
+    assert mask_url(url) == shown
+
+
+@pytest.mark.parametrize("name", ["database_url", "sources"])
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(name):
+    url = {"database_url": "nonsense://u:se℀cret@h/d", "sources": "a=https://u:se℀cret@h/d"}[name]
+    with pytest.raises(SettingsError) as caught:
+        read_settings({name: url})
+    assert "cret" not in str(caught.value)

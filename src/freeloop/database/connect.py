@@ -23,6 +23,7 @@ _SLOW: Final = 1.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 _JSONB_VERSION: Final = b"\x01"
+_GOODBYE: Final = 0.05
 # What asyncpg itself goes on to the next server for, where an address names several.
 _NEXT_SERVER: Final = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
 # ValueError: what it says of an argument or a variable of the environment that it cannot read.
@@ -130,6 +131,10 @@ class Connector:
         if isinstance(error, OSError) and any(self._address.parameter(name) for name in FILES):
             # What comes for a file that is missing says neither which one, nor that it was a file.
             unusable = await asyncio.to_thread(find_unusable_file, self._address)
+        if isinstance(error, asyncpg.PostgresError):
+            # asyncpg closes a refused connection behind our back, which over TLS takes an answer of the
+            # server. A loop that ends meanwhile, as after a failed start, ends with an error of its own.
+            await asyncio.sleep(_GOODBYE)
         mistake = unusable or describe_mistake(error, self._address)
         if mistake is not None:
             return Misconfigured(f"{mistake} Check FREELOOP_DATABASE_URL.")

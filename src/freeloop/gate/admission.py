@@ -10,6 +10,7 @@ from freeloop.gate.baseline import Window
 from freeloop.gate.limit import AdaptiveLimit
 
 _LONGEST_RETRY: Final = 30  # s
+_QUICK: Final = 0.002  # s
 _INSTANT: Final = 1e-6  # s, below any clock that matters here
 
 
@@ -143,8 +144,7 @@ class Admission:
                 self._count += 1
                 self._sum += latency
                 self._squares += latency * latency
-                # Early where nothing runs any more: what comes after a pause is another story.
-                if self._count >= self._needed and (now >= self._due or not self.running):
+                if self._count >= self._needed and (now >= self._due or self._pauses()):
                     self._decide(now)
             else:
                 self._earlier_sum += latency
@@ -180,6 +180,13 @@ class Admission:
                 return Verdict.WAIT
         self.shed += 1
         return Verdict.SHED
+
+    def _pauses(self) -> bool:
+        """Whether nothing runs any more: what comes after a pause is another story.
+
+        Quick requests run one by one in a loop, so between any two of them nothing runs.
+        """
+        return not self.running and self._sum >= _QUICK * self._count
 
     def _decide(self, now: float) -> None:
         policy, count = self._policy, self._count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 from freeloop.gate.admission import Admission
 from freeloop.gate.declare import Declaration
@@ -42,13 +43,15 @@ class Bulkhead:
                 place.set_result(False)
                 self._waiting.remove(place)
                 admission.abandon()
+                admission.shed += 1
 
         timer = loop.call_later(seconds, give_up)
         try:
             return await place
         except asyncio.CancelledError:
             if place.cancelled():
-                self._waiting.remove(place)
+                with suppress(ValueError):  # passed over by leave() in the same turn
+                    self._waiting.remove(place)
                 admission.abandon()
             elif place.result():
                 # The place came in the same moment: it goes to the next.
@@ -59,8 +62,10 @@ class Bulkhead:
 
     def leave(self, admission: Admission, now: float, latency: float | None) -> None:
         """Give back a place, and hand it to those who wait."""
-        for _ in range(admission.leave(now, latency)):
-            if not self._waiting:
-                return
-            admission.promote()
-            self._waiting.popleft().set_result(True)
+        free = admission.leave(now, latency)
+        while free and self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():  # otherwise cancelled, and about to say so itself
+                admission.promote()
+                place.set_result(True)
+                free -= 1

@@ -1,0 +1,16 @@
+"""Reads what a server sent, as far as the load generators need."""
+
+from __future__ import annotations
+
+
+def is_complete(answer: bytes | bytearray) -> bool:
+    """Say whether a whole answer is there; it names its length, as those of all peers do."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    _, found, rest = head.lower().partition(b"\r\ncontent-length:")
+    return bool(end and found) and len(body) >= int(rest.partition(b"\r\n")[0])
+
+
+def read_status(answer: bytes | bytearray) -> int:
+    """Return the HTTP status of an answer; 0 where there is none."""
+    status = bytes(answer[9:12])
+    return int(status) if answer.startswith(b"HTTP/1.1 ") and status.isdigit() else 0
