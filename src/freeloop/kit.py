@@ -76,6 +76,7 @@ class Freeloop:
         self._local = local
         self._background = Background()
         self._threads: Threads | None = None
+        self._cut = False
         if app is not None:
             self.install(app)
 
@@ -174,6 +175,7 @@ class Freeloop:
         if self.gate is not None:
             self.gate.cancel()
         self._background.cancel()
+        self._cut = True
 
     async def wait_idle(self) -> None:
         """Wait until no request and no background execution runs."""
@@ -182,7 +184,12 @@ class Freeloop:
         await self._background.wait()
 
     async def finish_background(self) -> None:
-        """Let background executions end, then cancel those that do not, each in bounded time."""
+        """Let background executions end, then cancel those that do not, each in bounded time.
+
+        Where the server has cancelled them already, it has waited for them too.
+        """
+        if self._cut:
+            return
         if not await self._background.wait(self.settings.shutdown_timeout / 2):
             self._background.cancel()
             await self._background.wait(self.settings.cleanup_timeout)

@@ -7,11 +7,13 @@ room may import it, and it imports only the ledger.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from types import CodeType, FrameType
@@ -38,7 +40,10 @@ _LENDERS: Final = (
     "freeloop.kit",
     "freeloop.scope",
 )
-_PLUMBING: Final = frozenset({"contextlib", "asyncio", "anyio", "starlette", "fastapi", "concurrent"})
+_DEEPEST: Final = 20
+_PLUMBING: Final = frozenset(
+    {"contextlib", "threading", "asyncio", "anyio", "starlette", "fastapi", "concurrent"}
+)
 
 
 class Lease:
@@ -116,19 +121,13 @@ class Scope:
         cause: Why it was cancelled; None while it was not.
     """
 
-    __slots__ = (
-        "_children",
-        "_leases",
-        "_ledger",
-        "_task",
-        "cause",
-        "critical",
-        "deadline",
-        "id",
-        "kind",
-        "route",
-        "started",
-    )
+    # Defaults on the class: most requests never set them, and a request makes one scope.
+    critical: bool = False
+    cause: Cause | None = None
+    _task: asyncio.Task[Any] | None = None
+    _ledger: Ledger | None = None
+    _leases: dict[Lease, None] | None = None
+    _children: set[asyncio.Task[Any]] | None = None
 
     def __init__(
         self, request_id: str, *, kind: str = "background", route: str = "", seconds: float | None = None
@@ -138,16 +137,14 @@ class Scope:
         self.route = route
         self.started = time.monotonic()
         self.deadline = None if seconds is None else self.started + seconds
-        self.critical = False
-        self.cause: Cause | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._ledger: Ledger | None = None
-        self._leases: dict[Lease, None] | None = None
-        self._children: set[asyncio.Task[Any]] | None = None
 
     def enter(self) -> None:
         """Make this the current scope of the running task and of the tasks and threads it starts."""
         self._task = asyncio.current_task()
+        _current.set(self)
+
+    def assist(self) -> None:
+        """Make this the current scope of a running task that is none of it, and is not cancelled with it."""
         _current.set(self)
 
     def leave(self) -> None:
@@ -216,23 +213,48 @@ class Scope:
 
     def times(self) -> dict[str, float]:
         """Return where the time went so far, in seconds by class; the rest is ``app``."""
-        total = time.monotonic() - self.started
+        return self._times(time.monotonic() - self.started)
+
+    def _times(self, total: float) -> dict[str, float]:
         return {APP: total} if self._ledger is None else self._ledger.read(total)
 
-    async def end_children(self) -> None:
-        """Cancel the child tasks that still run, and wait for them."""
-        if self._children:
-            for child in self._children:
+    async def end_children(self, patience: float = 5.0) -> None:
+        """Cancel the child tasks that still run, and wait for them.
+
+        Args:
+            patience: Seconds that their clean-up may take before they are cancelled again, with a warning
+                that shows where they stand; and so on, every so many seconds.
+        """
+        interrupted: asyncio.CancelledError | None = None
+        while self._children:
+            for child in tuple(self._children):
                 child.cancel("the scope has ended")
-            await asyncio.wait(self._children)
+            try:
+                _, late = await asyncio.wait(self._children, timeout=patience)
+            except asyncio.CancelledError as error:
+                interrupted = error  # raised when none is left: they belong to this scope
+                continue
+            for child in late:
+                logger.warning(
+                    "a cancelled child task does not end",
+                    extra={"request_id": self.id, "task": child.get_name(), "stack": describe_task(child)},
+                )
+        if interrupted is not None:
+            raise interrupted
 
     def _forget_child(self, child: asyncio.Task[Any]) -> None:
         if self._children is not None:
             self._children.discard(child)
         if not child.cancelled() and (error := child.exception()) is not None:
-            logger.error("child task failed", extra={"task": child.get_name()}, exc_info=error)
+            logger.error(
+                "child task failed",
+                extra={"task": child.get_name(), "request_id": self.id},
+                exc_info=error,
+            )
 
 
+_PROCESS: Final = f"{random.getrandbits(64):016x}"
+_requests: Final = itertools.count(random.getrandbits(32))
 _current: ContextVar[Scope | None] = ContextVar("freeloop_scope", default=None)
 
 
@@ -266,6 +288,26 @@ def name_of(function: Callable[..., object]) -> str:
     return f"{getattr(inner, '__module__', '?')}.{getattr(inner, '__qualname__', repr(inner))}"
 
 
+def describe_task(task: asyncio.Task[Any]) -> str:
+    """Return where a suspended task stands, the innermost line last; empty where it has ended.
+
+    ``Task.print_stack`` knows only the outermost coroutine.
+    """
+    frames: list[FrameType] = []
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        for kind in ("cr", "ag", "gi"):
+            frame = getattr(awaited, f"{kind}_frame", None)
+            if frame is not None:
+                frames.append(frame)
+                awaited = getattr(awaited, "gi_yieldfrom" if kind == "gi" else f"{kind}_await", None)
+                break
+        else:
+            break
+    stack = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames[-_DEEPEST:])
+    return "".join(stack.format())
+
+
 def choose_request_id(request_id: bytes | None, traceparent: bytes | None) -> str:
     """Return the caller's request id where it is valid, else its trace id, else a new one.
 
@@ -277,15 +319,20 @@ def choose_request_id(request_id: bytes | None, traceparent: bytes | None) -> st
         return request_id.decode("ascii")
     if traceparent is not None and (match := _TRACEPARENT.fullmatch(traceparent)):
         return match[1].decode("ascii")
-    # An id has to be unique, not secret: the fast generator serves.
-    return f"{random.getrandbits(128):032x}"
+    # An id has to be unique, not secret: a random number for the process, and a count.
+    return f"{_PROCESS}{next(_requests):016x}"
 
 
 def _find_borrower(frame: FrameType | None) -> FrameType | None:
     """Return the innermost frame of the app's own code."""
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if not module.startswith(_LENDERS) and module.partition(".")[0] not in _PLUMBING:
+        if is_apps(frame):
             return frame
         frame = frame.f_back
     return None
+
+
+def is_apps(frame: FrameType) -> bool:
+    """Return whether a frame is of the app's own code, neither ours nor the framework's."""
+    module = frame.f_globals.get("__name__", "")
+    return not module.startswith(_LENDERS) and module.partition(".")[0] not in _PLUMBING

@@ -19,9 +19,10 @@ from typing import Any, ParamSpec, TypeVar
 import anyio
 import anyio.to_thread
 import starlette.concurrency
+from starlette.exceptions import HTTPException
 
 from freeloop.errors import ThreadsBusy
-from freeloop.scope import borrow, current_scope, limit_wait, name_of, spend
+from freeloop.scope import borrow, current_scope, is_apps, limit_wait, name_of, spend
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,6 +114,10 @@ class ThreadPool:
         self._free.release()
 
 
+def _ended() -> None:
+    """Stand in for the function of a call that is over."""
+
+
 class _Call:
     """One call on its way to a thread.
 
@@ -145,6 +150,10 @@ class _Call:
             return self._function(*self._args, **self._kwargs)
         finally:
             self._ident = None
+            # The idle thread holds on to its last call: what that was given (a half-read generator, an open
+            # file) is to end with it.
+            self._args, self._kwargs = (), {}
+            self._function = _ended
             with suppress(RuntimeError):  # the loop has closed: nobody waits for the place
                 self._loop.call_soon_threadsafe(self._give_back)
 
@@ -157,20 +166,36 @@ class _Call:
 
     def report(self, pool: str) -> None:
         """Log where the thread stands that nobody waits for any more."""
-        ident = self._ident
+        ident, function = self._ident, self._function
         frame = sys._current_frames().get(ident) if ident is not None else None
         if frame is None:
             return
         scope = current_scope()
+        stack = [found for found, _ in traceback.walk_stack(frame)]
+        # The framework wraps the functions of routes: the outermost frame of the app's own names it.
+        apps = next((found for found in reversed(stack) if is_apps(found)), None)
         logger.warning(
             "a thread outlives its caller",
             extra={
-                "function": name_of(self._function),
+                "function": name_of(function)
+                if apps is None
+                else f"{apps.f_globals.get('__name__', '?')}.{apps.f_code.co_qualname}",
                 "pool": pool,
+                "request_id": scope.id if scope is not None else "-",
                 "cause": scope.cause if scope is not None else None,
                 "stack": "".join(traceback.format_stack(frame)[-5:]),
             },
         )
+
+
+class RoutesBusy(ThreadsBusy, HTTPException):
+    """No thread came free for a ``def`` route or dependency; 503 also in an app without our handlers."""
+
+    headers: Any = None  # HTTPException sets it, which a property would forbid
+
+    def __init__(self, busy: ThreadsBusy) -> None:
+        ThreadsBusy.__init__(self, busy.detail, retry_after=busy.retry_after)
+        HTTPException.__init__(self, busy.status, busy.detail, dict(busy.headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +245,10 @@ def adopt_sync_routes(threads: Threads) -> Iterator[None]:
         if scope is None or options:
             return await anyio.to_thread.run_sync(function, *args, **options)
         pool = threads.critical if scope.critical else threads.routes
-        return await pool.run(function, *args)
+        try:
+            return await pool.run(function, *args)
+        except ThreadsBusy as error:
+            raise RoutesBusy(error) from None
 
     module: Any = starlette.concurrency
     before = module.anyio

@@ -37,14 +37,14 @@ async def test_a_stable_item_is_seen_exactly_once(database, first, limit, betwee
     alive = await insert(database, first)
     stable, seen, after = set(alive), [], 0
     for turn in count():
-        page = await list_items(database, limit=limit, after=after)
-        ids = [json.loads(document)["id"] for document in page.documents]
+        page = json.loads(await list_items(database, limit=limit, after=after))
+        ids = [item["id"] for item in page["items"]]
         assert len(ids) <= limit
         seen += ids
-        if page.next is None:
+        if page["next"] is None:
             break
-        assert page.next == ids[-1] > after
-        after = page.next
+        assert page["next"] == ids[-1] > after
+        after = page["next"]
         for action, argument in between[turn] if turn < len(between) else []:
             if action == "insert":
                 alive += await insert(database, argument)
@@ -65,9 +65,9 @@ async def test_the_last_page_is_never_an_empty_one(database, there, pages):
     await insert(database, there)
     after, turns = 0, 0
     while after is not None:
-        page = await list_items(database, limit=3, after=after)
-        assert page.documents or there == 0
-        after, turns = page.next, turns + 1
+        page = json.loads(await list_items(database, limit=3, after=after))
+        assert page["items"] or there == 0
+        after, turns = page["next"], turns + 1
     assert turns == pages
 
 

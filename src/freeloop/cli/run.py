@@ -96,13 +96,16 @@ def run(
         str | None, typer.Option(help="Password of the key.", rich_help_panel=_TLS)
     ] = None,
     ssl_ca_certs: Annotated[
-        str | None, typer.Option(help="Authorities of client certificates.", rich_help_panel=_TLS)
+        str | None,
+        typer.Option(help="Authorities of client certificates, which are needed then.", rich_help_panel=_TLS),
     ] = None,
 ) -> None:
     """Run any FastAPI, Starlette or ASGI app as it is, with scopes, overload protection, an ordered end."""
     with readable_failures():
         if reload and workers:
             raise typer.BadParameter("--reload goes with one process, without --workers")
+        if ssl_certfile is None and (ssl_keyfile or ssl_ca_certs):
+            raise typer.BadParameter("--ssl-keyfile and --ssl-ca-certs need --ssl-certfile")
         if env_file is not None:
             _read_environment(env_file)
         from freeloop.server.run import Command, find_sockets, run_reloading, run_workers
@@ -134,11 +137,12 @@ def run(
             "limit_max_requests": limit_max_requests,
             "server_header": server_header,
             "date_header": date_header,
-            "headers": [tuple(part.strip() for part in line.split(":", 1)) for line in header or ()],
+            "headers": [_split_header(line) for line in header or ()],
             "ssl_keyfile": ssl_keyfile,
             "ssl_certfile": ssl_certfile,
             "ssl_keyfile_password": ssl_keyfile_password,
             "ssl_ca_certs": ssl_ca_certs,
+            "ssl_cert_reqs": 2 if ssl_ca_certs else 0,  # ssl.CERT_REQUIRED, ssl.CERT_NONE
             "log_config": str(log_config) if log_config else None,
         }
         command = Command(
@@ -167,3 +171,10 @@ def _read_environment(path: Path) -> None:
     for name, value in dotenv_values(path).items():
         if value is not None:
             os.environ.setdefault(name, value)
+
+
+def _split_header(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    if not colon or not name.strip():
+        raise typer.BadParameter(f"--header: expected Name:Value, got {line!r}")
+    return name.strip(), value.strip()

@@ -7,17 +7,18 @@ errors are our own, and nothing is sent when a connection comes back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
 import asyncpg
 
 from freeloop.database.address import Address, ServerPort
 from freeloop.database.connect import Connector, prepare, retry_until_reached
-from freeloop.database.failure import translated
+from freeloop.database.failure import connect_failure, translated
 from freeloop.database.listen import Listener, Notification
 from freeloop.database.queries import Queries
+from freeloop.database.shared import SharedReads
 from freeloop.database.transaction import Isolation, Transaction
 from freeloop.errors import DatabaseUnavailable, PoolTimeout, StatementTimeout
 from freeloop.scope import borrow, limit_wait, spend
@@ -25,6 +26,7 @@ from freeloop.scope import borrow, limit_wait, spend
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 _Proxy: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+T = TypeVar("T")
 
 _CLOSE_TIMEOUT: Final = 5.0
 # A request to cancel that reaches the server between two statements is lost, and the statement it was meant
@@ -67,6 +69,7 @@ class Database(Queries):
         self._connector = Connector(address, statement_timeout=statement_timeout, server=server, name=name)
         self._pool: _Pool | None = None
         self._waiting = 0
+        self._shared = SharedReads(self._statement, name=name)
 
     async def open(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the caller's word
         """Connect once, so that a wrong address shows now; does nothing where it is open already.
@@ -128,6 +131,38 @@ class Database(Queries):
             transaction = Transaction(connection, name=self._name, statement_timeout=self._statement_timeout)
             async with transaction.begin(isolation=isolation, readonly=readonly, deferrable=deferrable):
                 yield transaction
+
+    @overload
+    async def shared(self, sql: str, *args: object, encode: None = None) -> list[asyncpg.Record]: ...
+    @overload
+    async def shared(self, sql: str, *args: object, encode: Callable[[list[asyncpg.Record]], T]) -> T: ...
+
+    async def shared(
+        self, sql: str, *args: object, encode: Callable[[list[asyncpg.Record]], T] | None = None
+    ) -> T | list[asyncpg.Record]:
+        """Return all rows; identical reads that wait at the same time are answered by one query.
+
+        The query is sent after the last of them has asked, so each sees at least what was committed before
+        it asked; nothing is kept for later. The same SQL, the same arguments in value and type, and the same
+        ``encode`` make two reads identical. Arguments of a type whose values cannot be compared safely are
+        allowed, and that read is shared with nobody. Only for statements that change nothing: of two
+        identical ones only one may run.
+
+        A caller waits for two queries at most: one that was sent before it asked, and its own. One that is
+        cancelled leaves the others alone, and when the last has gone the query is cancelled on the server.
+
+        Args:
+            sql: the statement, with ``$1`` parameters.
+            args: its arguments.
+            encode: makes the answer out of the rows, once for all callers: bytes, str, a tuple, a frozen
+                dataclass; None for the rows, in a list for each caller, whose values must not be changed.
+                A function that captures something is identical to itself only, so make it once.
+
+        Raises:
+            StatementTimeout: As of every statement, and where the caller's deadline comes first.
+            TypeError: ``encode`` returned a list or the like, which one caller could change for the others.
+        """
+        return cast("T | list[asyncpg.Record]", await self._shared.read(sql, args, encode))
 
     def listen(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Notification]]:
         """Listen on channels, over a connection of its own; see :class:`Listener`."""
@@ -205,8 +240,9 @@ class Database(Queries):
             return await pool.acquire(timeout=seconds)
         except TimeoutError as error:
             # Where not one connection stands the wait was for the server and not for other callers.
-            if self._connector.trouble and pool.get_size() == 0:
-                raise DatabaseUnavailable(self._connector.trouble.detail) from error
+            if pool.get_size() == 0:
+                trouble = self._connector.trouble or connect_failure(error, self._address.place, self._name)
+                raise DatabaseUnavailable(trouble.detail) from error
             raise PoolTimeout(
                 f"no connection to '{self._name}' came free within {seconds:.3g} s "
                 f"({self.in_use} of {self._size} lent). Raise FREELOOP_DATABASE_POOL_SIZE or hold "

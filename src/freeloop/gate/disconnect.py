@@ -7,12 +7,39 @@ receives the next message, so here the messages are read ahead, and handed to th
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import Message, Receive
 
 _MOST_AHEAD: Final = 64 * 1024
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+def is_gone(connection: Any) -> bool:  # noqa: ANN401 - one of uvicorn's, or a ReadAhead
+    """Return whether the client of a request has gone.
+
+    Args:
+        connection: The object that has the request's ``receive``.
+    """
+    if connection.disconnected:
+        return True
+    transport = getattr(connection, "transport", None)
+    if transport is None:
+        return False
+    # uvicorn tells only the last of several requests on a connection, and none at all while it does not
+    # read: the app leaves a long body unread, or the next request has come already.
+    return transport.is_closing() or (connection.flow.read_paused and _has_hung_up(transport))
+
+
+def _has_hung_up(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), _HUNG_UP)
+    return bool(poll.poll(0))
 
 
 class ReadAhead:
@@ -25,7 +52,17 @@ class ReadAhead:
         disconnected: Whether the client has gone.
     """
 
-    __slots__ = ("_ahead", "_arrived", "_receive", "_receiving", "_size", "_taken", "_task", "_told")
+    __slots__ = (
+        "_ahead",
+        "_arrived",
+        "_error",
+        "_receive",
+        "_receiving",
+        "_size",
+        "_taken",
+        "_task",
+        "_told",
+    )
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -35,6 +72,7 @@ class ReadAhead:
         self._taken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._told: Message | None = None
+        self._error: Exception | None = None
         self._receiving = False  # the app itself waits for a message, and will be told first
 
     @property
@@ -51,6 +89,8 @@ class ReadAhead:
         while not self._ahead:
             if self._told is not None:
                 return self._told
+            if self._error is not None:
+                raise self._error
             self._arrived.clear()
             await self._arrived.wait()
         message = self._ahead.popleft()
@@ -78,7 +118,12 @@ class ReadAhead:
             while self._size > _MOST_AHEAD:
                 self._taken.clear()
                 await self._taken.wait()
-            message = await self._receive()
+            try:
+                message = await self._receive()
+            except Exception as error:  # noqa: BLE001 - raised where the app receives
+                self._error = error
+                self._arrived.set()
+                return
             if message["type"] == "http.disconnect":
                 self._told = message
             else:

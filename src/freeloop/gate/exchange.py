@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-import io
+import asyncio
 import math
 import time
-from typing import Any
+from collections.abc import Awaitable, Generator
+from typing import Any, Final
 
+from starlette.responses import Response
 from starlette.types import Message, Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from freeloop.gate.bulkhead import Bulkhead
 from freeloop.gate.declare import AppDefault
-from freeloop.gate.disconnect import ReadAhead
+from freeloop.gate.descent import find_innermost
+from freeloop.gate.disconnect import ReadAhead, is_gone
 from freeloop.ledger import APP, KINDS
-from freeloop.scope import Cause, Scope
+from freeloop.records import RequestRecord
+from freeloop.scope import Cause, Scope, describe_task
+
+
+class _Nothing:
+    """Awaited, it is done at once."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield from ()
+
+
+_NOTHING: Final = _Nothing()
+_NO_ANSWER: Final = 499  # nginx's code for a request that ended without an answer
 
 
 class Exchange(Scope):
@@ -38,23 +54,25 @@ class Exchange(Scope):
         queued: Whether it has to wait for a place at the bulkhead.
         admitted: When it was let through; None while it holds no place at the bulkhead.
         cancelled_at: When it was last cancelled.
+        answering: What answers in the app's place, while that cleans up.
+        superseded: Whether nothing that the app sends goes through any more.
     """
 
-    __slots__ = (
-        "_connection",
-        "_renewal",
-        "_send",
-        "admitted",
-        "answered",
-        "bulkhead",
-        "cancelled_at",
-        "closing",
-        "events",
-        "queued",
-        "status",
-        "streaming",
-        "timed",
-    )
+    # Defaults on the class, as in Scope.
+    kind = "http"
+    status: int | None = None
+    answered = False
+    streaming = False
+    events = False
+    closing = False
+    timed = False
+    admitted: float | None = None
+    queued = False
+    cancelled_at = 0.0
+    superseded = False
+    answering: asyncio.Task[None] | None = None
+    _renewal: float | None = None
+    _innermost: tuple[asyncio.Task[Any], ...] = ()
 
     def __init__(
         self,
@@ -64,40 +82,91 @@ class Exchange(Scope):
         receive: Receive,
         send: Send,
     ) -> None:
+        # Not by Scope's, which would cost each request another call.
+        self.id = request_id
+        self.route = bulkhead.template
+        self.started = now = time.monotonic()
         declared = bulkhead.declaration.deadline
-        self._renewal: float | None = None
         if isinstance(declared, AppDefault):
             declared = self._renewal = default
-        super().__init__(request_id, kind="http", route=bulkhead.template, seconds=declared)
-        self.critical = bulkhead.admission is None
+        self.deadline = None if declared is None else now + declared
+        if bulkhead.admission is None:
+            self.critical = True
         self.bulkhead = bulkhead
-        self.status: int | None = None
-        self.answered = False
-        self.streaming = False
-        self.events = False
-        self.closing = False
-        self.timed = False
-        self.admitted: float | None = None
-        self.queued = False
-        self.cancelled_at = 0.0
         self._send = send
         # uvicorn's object for the request; it knows first that the client has gone, and to ask it takes
         # neither a message from the app nor a task.
-        self._connection = getattr(receive, "__self__", None)
+        self._connection: Any = getattr(receive, "__self__", None)
 
-    async def send(self, message: Message) -> None:
-        """Hand a message of the app to the server."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """Hand a message of the app to the server; to be awaited, as any ``send``.
+
+        No coroutine of its own: each one would cost as much as all that is done here.
+        """
+        if self.superseded:
+            return _NOTHING
         if message["type"] == "http.response.start":
             self._begin(message)
-            await self._send(message)
         elif message["type"] == "http.response.body" and not message.get("more_body"):
-            await self._send(message)
+            if self._is_held_up():
+                return self._send_last(message)
             self.answered = True
-            self.release(self._latency())
-        else:
-            if self._renewal is not None:
-                self.deadline = time.monotonic() + self._renewal
-            await self._send(message)
+            self._release()
+        elif self._renewal is not None:
+            self.deadline = time.monotonic() + self._renewal
+        return self._send(message)
+
+    async def answer(self, response: Response) -> None:
+        """Answer in place of the app, while it cleans up."""
+        start: Message = {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": response.raw_headers,
+        }
+        self._begin(start)
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": response.body})
+        self.answered = True
+
+    async def _send_last(self, message: Message) -> None:
+        await self._send(message)
+        self.answered = True
+        self._release()
+
+    def _is_held_up(self) -> bool:
+        """Whether the server waits for a client that does not read before it takes a message."""
+        flow = getattr(self._connection, "flow", None)
+        return flow is None or flow.write_paused
+
+    async def complete(self) -> None:
+        """End a stream properly where the app was cancelled before it did."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.answered = True
+
+    def cancel(self, cause: Cause) -> None:
+        """Cancel the app where it stands: its innermost tasks first.
+
+        Middleware of Starlette's kind and streams run the app in anyio's task groups. Those, when they are
+        cancelled from outside, cancel again whatever is awaited below them, clean-up included, for as long
+        as it takes. The tasks above follow by :meth:`go_on_cancelling`.
+        """
+        # What Starlette makes of a cancelled part (a 500, a proper end of half a stream) is not the truth.
+        # Events may end by themselves.
+        self.superseded = not (self.events and cause == "shutdown")
+        innermost = () if self.cause is not None or self._task is None else find_innermost(self._task)
+        if not innermost:
+            super().cancel(cause)
+            return
+        self.cause = cause
+        self._innermost = innermost
+        for task in innermost:
+            task.cancel(cause)
+
+    def go_on_cancelling(self) -> None:
+        """Cancel the task of the request too, where it goes on after its innermost ones have ended."""
+        if self._innermost and self._task is not None and all(task.done() for task in self._innermost):
+            self._innermost = ()
+            self._task.cancel(self.cause)
 
     def set_deadline(self, seconds: float | None) -> None:
         """Give the whole rest of the request so many seconds from now, its answer included."""
@@ -116,7 +185,7 @@ class Exchange(Scope):
             return None
         if self.deadline is not None and now >= self.deadline:
             return "deadline"
-        if not self.bulkhead.declaration.finish and getattr(self._connection, "disconnected", False):
+        if not self.bulkhead.declaration.finish and is_gone(self._connection):
             return "disconnect"
         return None
 
@@ -139,36 +208,50 @@ class Exchange(Scope):
     def close(self) -> None:
         """Give back what the end of the request leaves borrowed."""
         self.leave()
+        if self.cause is not None:
+            self._innermost = ()
+            self.answering = None
         if self.admitted is not None:
             # Cut by its deadline or left by its client, it says how long it took at least.
             elapsed = time.monotonic() - self.admitted
             slow = elapsed > (self.bulkhead.baseline or math.inf)
             self.release(elapsed if slow and self.cause in {"deadline", "disconnect"} else None)
-        if isinstance(self._connection, ReadAhead):
-            self._connection.close()
+        connection = self._connection
+        if type(connection) is ReadAhead:
+            connection.close()
+
+    def report(self, asgi: ASGIScope) -> RequestRecord:
+        """Return the record of the request, which has ended."""
+        duration = time.monotonic() - self.started
+        client = asgi.get("client")
+        return RequestRecord(
+            self.id,
+            asgi["method"],
+            asgi["path"],
+            self.route,
+            self.status or _NO_ANSWER,
+            duration,
+            client[0] if client else "",
+            self.cause or "",
+            self._times(duration),
+        )
 
     def describe(self) -> str:
-        """Return where its task stands, as the lines of a stack."""
-        if self._task is None:
-            return ""
-        lines = io.StringIO()
-        self._task.print_stack(limit=20, file=lines)
-        return lines.getvalue()
+        """Return where its tasks stand, as the lines of stacks."""
+        tasks = [task for task in self._innermost if not task.done()]
+        if not tasks and self._task is not None:
+            tasks = [*find_innermost(self._task)] or [self._task]
+        return "\n".join(describe_task(task) for task in tasks)
 
     def _begin(self, message: Message) -> None:
-        self.status = message["status"]
+        status = self.status = message["status"]
         headers = list(message.get("headers", ()))
-        sized = False
-        for name, value in headers:
+        for name, _ in headers:
             if name == b"content-length":
-                sized = True
-            elif name == b"content-type":
-                self.events = value.startswith(b"text/event-stream")
-        if self.events and self._renewal is not None:
-            self.deadline = self._renewal = None
-        if not sized and self.status >= 200 and self.status not in {204, 304}:
-            self.streaming = True
-            self.release(self._latency())
+                break
+        else:
+            if status >= 200 and status not in {204, 304}:
+                self._begin_stream(headers)
         headers.append((b"x-request-id", self.id.encode("ascii")))
         if self.closing:
             headers.append((b"connection", b"close"))
@@ -176,10 +259,24 @@ class Exchange(Scope):
             headers.append((b"server-timing", _render_times(self.times())))
         message["headers"] = headers
 
-    def _latency(self) -> float | None:
-        if self.admitted is None or self.status is None or self.status >= 400:
-            return None
-        return time.monotonic() - self.admitted
+    def _begin_stream(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.streaming = True
+        self.events = any(
+            name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
+        )
+        if self.events and self._renewal is not None:
+            self.deadline = self._renewal = None
+        self._release()
+
+    def _release(self) -> None:
+        """Give the place back, with how long an answer that is no error took."""
+        admitted, admission = self.admitted, self.bulkhead.admission
+        if admitted is None or admission is None:
+            return
+        self.admitted = None
+        now = time.monotonic()
+        failed = self.status is None or self.status >= 400
+        self.bulkhead.leave(admission, now, None if failed else now - admitted)
 
 
 def _render_times(times: dict[str, float]) -> bytes:

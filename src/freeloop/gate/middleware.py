@@ -29,7 +29,6 @@ logger = logging.getLogger("freeloop.gate")
 Observer = Callable[[RequestRecord], None]
 
 PASSED: Final = "freeloop.passed"  # marks a request in its ASGI scope, for a gate within a gate
-_NO_ANSWER: Final = 499  # nginx's code for a request that ended without an answer
 
 
 class Gate:
@@ -147,12 +146,14 @@ class Gate:
         )
         exchange.enter()
         asgi[PASSED] = True
-        exchange.timed = policy.server_timing
-        exchange.closing = self.draining
         self._reaper.watch(exchange)
+        if policy.server_timing:
+            exchange.timed = True
         refusal = None
-        if self.draining and asgi["path"] == policy.readiness_path:
-            return exchange, receive, refusals.draining()
+        if self.draining:
+            exchange.closing = True
+            if asgi["path"] == policy.readiness_path:
+                return exchange, receive, refusals.draining()
         if bulkhead is self.bulkheads.others and (page := self._pages.get(asgi["path"])):
             return exchange, receive, page(headers)
         if self._deadline_header and self._deadline_header in headers:
@@ -202,19 +203,21 @@ class Gate:
         """Bring a request to its end that did not come there by itself."""
         if _uncancel() and exchange.cause is None:
             exchange.cause = "shutdown"  # only the server cancels from outside
-        await exchange.end_children()
+        try:
+            await exchange.end_children(self.policy.cleanup_timeout)
+        except asyncio.CancelledError:
+            _uncancel()
         cause = exchange.cause
         if cause is None:
             if error is not None:
                 await self._fail(exchange, asgi, receive, error)
+        elif exchange.answering is not None:
+            await asyncio.wait([exchange.answering])
         elif exchange.status is None:
-            if cause == "deadline":
-                await refusals.deadline_passed(exchange)(asgi, receive, exchange.send)
-            elif cause == "shutdown":
-                await refusals.cut_at_shutdown()(asgi, receive, exchange.send)
+            if cause == "shutdown":  # the server itself has cancelled it
+                await exchange.answer(refusals.cut_at_shutdown(exchange))
         elif exchange.events and cause == "shutdown" and not exchange.answered:
-            # A proper end, at which an EventSource connects again, elsewhere.
-            await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+            await exchange.complete()  # a proper end, at which an EventSource connects again, elsewhere
 
     async def _fail(
         self, exchange: Exchange, asgi: ASGIScope, receive: Receive, error: BaseException
@@ -230,21 +233,11 @@ class Gate:
     def _close(self, exchange: Exchange, asgi: ASGIScope) -> None:
         self._reaper.forget(exchange)
         exchange.close()
-        client = asgi.get("client")
-        record = RequestRecord(
-            exchange.id,
-            asgi["method"],
-            asgi["path"],
-            exchange.route,
-            exchange.status or _NO_ANSWER,
-            time.monotonic() - exchange.started,
-            client[0] if client else "",
-            exchange.cause or "",
-            exchange.times(),
-        )
+        record = exchange.report(asgi)
         for observe in self.observers:
             observe(record)
-        self._tell_idle()
+        if self._idle is not None:
+            self._tell_idle()
 
     def _tell_idle(self) -> None:
         if self._idle is not None and not self._reaper and not self._sockets:

@@ -57,7 +57,7 @@ def deadline_passed(exchange: Exchange) -> Response:
     )
 
 
-def cut_at_shutdown() -> Response:
+def cut_at_shutdown(_: Exchange) -> Response:
     """503 for a request that was not finished when the time for running requests was over."""
     return problem_response(
         503,

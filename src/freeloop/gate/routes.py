@@ -34,7 +34,8 @@ class RouteTable(Generic[R]):
         self, routes: Iterable[BaseRoute], make: Callable[[str, Declaration], R], *, prefix: str = ""
     ) -> None:
         self._exact: dict[tuple[str, str], R] = {}
-        self._static: dict[str, R] = {}  # for any method: the app will answer 405
+        # By their order; for any method: the app will answer 405.
+        self._static: dict[str, tuple[int, R]] = {}
         self._groups: dict[str, list[_Entry[R]]] = {}
         self._depth = 0
         self._made: dict[tuple[str, Declaration], R] = {}
@@ -61,8 +62,11 @@ class RouteTable(Generic[R]):
                 return entry.mounted.find(method, "/" + match["path"]) or entry.made
             if entry.methods is None or method in entry.methods:
                 return entry.made
-            partial = partial or entry.made
-        return partial or self._static.get(path)
+            partial = partial or (entry.order, entry.made)
+        static = self._static.get(path)
+        if static is not None and (partial is None or static[0] < partial[0]):
+            partial = static
+        return None if partial is None else partial[1]
 
     def _candidates(self, path: str) -> Iterable[_Entry[R]]:
         """Return the entries with parameters that share a static beginning with ``path``, in their order."""
@@ -89,7 +93,7 @@ class RouteTable(Generic[R]):
         )
         made = self._get(prefix + template, read_declaration(context.endpoint))
         if "{" not in template:
-            self._static.setdefault(template, made)
+            self._static.setdefault(template, (order, made))
             for method in methods or ():
                 if self._is_free(method, template):
                     self._exact.setdefault((method, template), made)

@@ -14,6 +14,8 @@ from freeloop.scope import Scope, choose_request_id
 
 logger = logging.getLogger("freeloop.gate")
 
+# The gate's mark on what it has let through: the app calls the gate again, and there may be an outer gate.
+_PASSED: Final = "freeloop.passed"
 # After the close was sent nothing reaches the client any more; the app may clean up.
 _CLOSE_TIMEOUT: Final = 1.0
 
@@ -40,6 +42,7 @@ class WebSockets:
         request_id = choose_request_id(headers.get(b"x-request-id"), headers.get(b"traceparent"))
         scope = Scope(request_id, kind="websocket", route=route)
         scope.enter()
+        asgi[_PASSED] = True
         self._open.add(scope)
         try:
             await self._app(asgi, receive, send)

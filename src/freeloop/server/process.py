@@ -11,7 +11,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from types import FrameType
@@ -25,6 +24,7 @@ from freeloop.server.shutdown import Drain, Overdue, Timetable
 logger = logging.getLogger("freeloop.server")
 _MOST_FILES: Final = 1_000_000  # Linux refuses more by default (fs.nr_open)
 _FIRST_REQUEST: Final = 0.5  # seconds that a connection may take to send the request it was opened for
+_LOOK: Final = 0.01
 
 
 class Server(uvicorn.Server):
@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
         timetable: When each part ends.
         state: What requests find in their state, beside what the app's lifespan yields.
         on_listening: Called once requests are answered.
+        begin: Called where the shutdown begins without a signal.
     """
 
     def __init__(
@@ -50,13 +51,17 @@ class Server(uvicorn.Server):
         timetable: Timetable,
         state: Mapping[str, Any],
         on_listening: Callable[[], None],
+        begin: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._drain = drain
         self._timetable = timetable
         self._state = state
         self._on_listening = on_listening
+        self._begin = begin
         self._signalled = 0.0
+        self._told: set[Any] = set()
+        self._waiting: dict[Any, float] = {}
         self._hurry = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -84,13 +89,12 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain in order; see the class."""
         if not self._signalled:  # uvicorn's own limit of requests has stopped it
+            self._begin()
             self.stop(time.monotonic(), at_once=False)
-        await self._pause_until(self._timetable.delay)
-        fresh = await self._stop_listening(sockets or [])
+        await self._wait(self._hurry.wait(), self._timetable.delay)
+        await self._stop_listening(sockets or [])
         self._drain.close_streams()
-        for connection in self.server_state.connections - fresh:
-            connection.shutdown()
-        await self._wait_idle(fresh)
+        await self._wait_idle()
         self._drain.cancel()
         await self._wait(self._run_out(), self._timetable.cleanup)
         for connection in list(self.server_state.connections):
@@ -102,48 +106,38 @@ class Server(uvicorn.Server):
         """Leave signals to :func:`serve`: uvicorn would raise them again, and end with one, not with 0."""
         yield
 
-    async def _stop_listening(self, sockets: list[socket.socket]) -> set[Any]:
-        """Take what has connected already, then listen no more; return who has sent no request yet."""
-        listening = [sock for server in self.servers for sock in server.sockets]
-        for sock in listening:
-            await self._accept_rest(sock)
+    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Take who has connected already, then listen no more."""
+        welcomes = [
+            asyncio.ensure_future(self._welcome(connection))
+            for server in self.servers
+            for listening in server.sockets
+            for connection in _accept_rest(listening, self.config.backlog)
+        ]
         for server in self.servers:
             server.close()
         for sock in sockets:
             sock.close()
-        fresh: set[Any] = {
-            connection
-            for connection in self.server_state.connections
-            if getattr(connection, "cycle", False) is None
-        }
-        if fresh:
-            asyncio.get_running_loop().call_later(_FIRST_REQUEST, _close_unused, fresh)
-        return fresh
+        if welcomes:
+            await asyncio.wait(welcomes)
 
-    async def _accept_rest(self, listening: Any) -> None:  # noqa: ANN401 - asyncio's or uvloop's view of a socket
-        """Accept who waits in the kernel's queue: to close the socket would reset those connections."""
-        loop = asyncio.get_running_loop()
-        with socket.socket(fileno=os.dup(listening.fileno())) as waiting:
-            waiting.setblocking(False)
-            for _ in range(self.config.backlog):
-                try:
-                    connection, _ = waiting.accept()
-                except OSError:  # BlockingIOError where nobody waits any more
-                    return
-                await loop.connect_accepted_socket(self._make_protocol, connection, ssl=self.config.ssl)
+    async def _welcome(self, connection: socket.socket) -> None:
+        """Serve a connection; who is gone already, or does not come to a TLS session, is nobody's loss."""
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(_FIRST_REQUEST):
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    self._make_protocol, connection, ssl=self.config.ssl
+                )
 
     def _make_protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
-    async def _pause_until(self, seconds: float) -> None:
-        await self._wait(self._hurry.wait(), seconds)
-
-    async def _wait_idle(self, fresh: set[Any]) -> None:
+    async def _wait_idle(self) -> None:
         """Wait until nothing runs, the grace is over, or somebody hurries."""
         hurry = asyncio.ensure_future(self._hurry.wait())
-        idle = asyncio.ensure_future(self._run_out(fresh))
+        idle = asyncio.ensure_future(self._run_out())
         hurry.add_done_callback(lambda _: idle.cancel())
         await self._wait(idle, self._timetable.grace)
         hurry.cancel()
@@ -155,18 +149,47 @@ class Server(uvicorn.Server):
         await asyncio.wait([waiting], timeout=max(0.0, left))
         waiting.cancel()
 
-    async def _run_out(self, fresh: AbstractSet[Any] = frozenset()) -> None:
-        while fresh & self.server_state.connections:  # noqa: ASYNC110 - uvicorn tells nobody of a request
-            await asyncio.sleep(0.01)
+    async def _run_out(self) -> None:
+        """Wait until every answer has reached its client and nothing runs."""
+        while self.server_state.connections or self.server_state.tasks:
+            self._close_connections()
+            await asyncio.sleep(_LOOK)  # uvicorn tells nobody of a connection's end
         await self._drain.wait_idle()
-        while self.server_state.tasks:
-            await asyncio.wait(list(self.server_state.tasks))
+
+    def _close_connections(self) -> None:
+        """Tell each connection once to close behind its answer, or now where it has nothing to answer."""
+        now = time.monotonic()
+        for connection in self.server_state.connections - self._told:
+            if getattr(connection, "cycle", False) is None:
+                # It has sent no request yet, and was opened for one.
+                ready = now - self._waiting.setdefault(connection, now) > _FIRST_REQUEST
+            else:
+                # uvicorn would answer 500 to a WebSocket that the app has yet to accept.
+                ready = getattr(connection, "handshake_complete", True) and not _has_unread(connection)
+            if ready:
+                self._told.add(connection)
+                self._waiting.pop(connection, None)
+                connection.shutdown()
 
 
-def _close_unused(connections: set[Any]) -> None:
-    for connection in connections:
-        if connection.cycle is None:
-            connection.shutdown()
+def _accept_rest(listening: Any, most: int) -> list[socket.socket]:  # noqa: ANN401 - asyncio's or uvloop's socket
+    """Accept who waits in the kernel's queue: to close the socket would reset those connections."""
+    accepted: list[socket.socket] = []
+    with socket.socket(fileno=os.dup(listening.fileno())) as waiting, contextlib.suppress(OSError):
+        waiting.setblocking(False)
+        while len(accepted) < most:
+            connection, _ = waiting.accept()  # BlockingIOError where nobody waits any more
+            connection.setblocking(False)
+            accepted.append(connection)
+    return accepted
+
+
+def _has_unread(connection: Any) -> bool:  # noqa: ANN401 - one of uvicorn's protocols
+    """Whether a request has come that the loop has not read yet: to close now would lose it."""
+    sock = connection.transport.get_extra_info("socket")
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as peeked:
+        return bool(peeked.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    return False
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -185,7 +208,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise StartError(
             f"cannot listen on {host} port {port}: {error.strerror or error}. "
-            "Choose another with --host and --port (FREELOOP_HOST, FREELOOP_PORT)."
+            "Choose another with --host and --port."
         ) from error
     bound.setblocking(False)
     return bound
@@ -200,7 +223,7 @@ async def serve(
     resources: AbstractAsyncContextManager[Mapping[str, Any] | None] | None = None,
     on_listening: Callable[[], None],
     flush: Callable[[], None],
-) -> None:
+) -> Overdue:
     """Serve until SIGINT or SIGTERM; a second signal stops waiting for what runs.
 
     Args:
@@ -212,27 +235,38 @@ async def serve(
             None: the configuration's lifespan does that.
         on_listening: Called once requests are answered.
         flush: Called where the process has to be ended, so that the log is written.
+
+    Returns:
+        Who ends the process at the total time of the shutdown, still: let it
+        :meth:`~Overdue.wait_for_threads` once the loop has closed.
     """
     overdue = Overdue(timetable.total, flush)
     try:
         async with _stopped_by_signal(overdue) as stop, resources or contextlib.nullcontext() as state:
             server = Server(
-                config, drain=drain, timetable=timetable, state=state or {}, on_listening=on_listening
+                config,
+                drain=drain,
+                timetable=timetable,
+                state=state or {},
+                on_listening=on_listening,
+                begin=overdue.begin,
             )
             stop(server)
             _raise_file_limit()
             _settle_memory()
             await server.serve(sockets)
-    finally:
-        overdue.stop()
+    except BaseException:
+        overdue.stop()  # the start has failed
+        raise
+    return overdue
 
 
-def url_of(bound: socket.socket) -> str:
+def url_of(bound: socket.socket, scheme: str = "http") -> str:
     """Return the URL of a socket that listens; of a unix socket, its path."""
     if bound.family is socket.AF_UNIX:
         return f"unix:{bound.getsockname()}"
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _raise_file_limit() -> None:
@@ -268,7 +302,7 @@ async def _stopped_by_signal(overdue: Overdue) -> AsyncIterator[Callable[[Server
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     server: Server | None = None
-    cancelled = False
+    cancelled = signalled = False
 
     def act(sig: signal.Signals, when: float) -> None:
         nonlocal cancelled
@@ -281,6 +315,8 @@ async def _stopped_by_signal(overdue: Overdue) -> AsyncIterator[Callable[[Server
 
     # Not the loop's own handlers: these run also while the loop is blocked, and start to count the time.
     def handle(number: int, _: FrameType | None) -> None:
+        nonlocal signalled
+        signalled = True
         overdue.begin()
         with contextlib.suppress(RuntimeError):  # the loop has closed
             loop.call_soon_threadsafe(act, signal.Signals(number), time.monotonic())
@@ -296,5 +332,7 @@ async def _stopped_by_signal(overdue: Overdue) -> AsyncIterator[Callable[[Server
         if not cancelled:
             raise
     finally:
-        for sig, handler in before.items():
-            signal.signal(sig, handler)
+        # A signal more shall hurry what is left of the end, not kill it with another exit code.
+        if not signalled:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)

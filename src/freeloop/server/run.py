@@ -7,17 +7,19 @@ import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.importer import ImportFromStringError
 from uvicorn.supervisors import ChangeReload
 
-from freeloop.errors import StartError
+from freeloop.errors import FreeloopError, StartError
 from freeloop.kit import Freeloop
 from freeloop.logs import LogWriter, configure_logs
 from freeloop.server.process import bind, serve, url_of
@@ -71,19 +73,21 @@ def run(
     try:
         app = load_app(command.target, app_dir=command.app_dir, factory=command.factory)
         kit, served, resources = _prepare(app, command)
-        config = uvicorn.Config(served, access_log=False, **command.options)
+        config = _configure(served, command.options)
+        scheme = "https" if config.is_ssl else "http"
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(
+            overdue = runner.run(
                 serve(
                     config,
                     sockets,
                     drain=kit,
                     timetable=Timetable.plan(settings.shutdown_timeout, settings.drain_delay),
                     resources=resources,
-                    on_listening=lambda: _tell(sockets, on_listening),
+                    on_listening=lambda: _tell(sockets, scheme, on_listening),
                     flush=lambda: _close(writer),
                 )
             )
+        overdue.wait_for_threads()
     finally:
         _close(writer)
 
@@ -93,7 +97,7 @@ def run_workers(command: Command, sockets: list[socket.socket], workers: int) ->
     writer = _open_logs(command)
     try:
         return supervise(
-            partial(run, command),
+            partial(_run_child, command),
             sockets,
             workers=workers,
             shutdown_timeout=command.settings.shutdown_timeout,
@@ -110,7 +114,42 @@ def run_reloading(command: Command, sockets: list[socket.socket], folders: list[
     config = uvicorn.Config(
         "", reload=True, reload_dirs=folders or [command.app_dir], log_config=None, access_log=False
     )
-    ChangeReload(config, target=partial(run, command), sockets=sockets).run()
+    # No load balancer has to turn away, and somebody waits for the change.
+    settings = command.settings.model_copy(update={"drain_delay": 0.0})
+    target = partial(_run_child, replace(command, settings=settings))
+    ChangeReload(config, target=target, sockets=sockets).run()
+
+
+def _run_child(
+    command: Command, sockets: list[socket.socket], on_listening: Callable[[], None] | None = None
+) -> None:
+    """Run the app where no command line stands around it that makes an error readable."""
+    try:
+        run(command, sockets, on_listening)
+    except FreeloopError as error:
+        sys.stderr.write(f"freeloop: {error.title}: {error.detail}\n")
+        sys.exit(1)
+
+
+def _configure(app: Any, options: Mapping[str, Any]) -> uvicorn.Config:  # noqa: ANN401 - any ASGI app
+    """Make and load uvicorn's configuration.
+
+    Raises:
+        StartError: An option names something that is not there or cannot be read.
+    """
+    try:
+        config = uvicorn.Config(app, access_log=False, **options)
+        config.load()
+    except (OSError, ValueError, KeyError, ImportError, ImportFromStringError) as error:
+        given = ", ".join(
+            f"--{name.replace('_', '-')} {options[name]}"
+            for name in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "log_config", "http", "ws", "loop")
+            if options.get(name) not in {None, "auto"}
+        )
+        raise StartError(
+            f"an option cannot be used: {str(error) or type(error).__name__} ({given})"
+        ) from error
+    return config
 
 
 def find_sockets(host: str, port: int, uds: str | None, fd: int | None) -> list[socket.socket]:
@@ -168,9 +207,9 @@ def _open_logs(command: Command) -> LogWriter | None:
     return configure_logs(format=command.settings.log_format, level=command.settings.log_level)
 
 
-def _tell(sockets: list[socket.socket], on_listening: Callable[[], None] | None) -> None:
+def _tell(sockets: list[socket.socket], scheme: str, on_listening: Callable[[], None] | None) -> None:
     for bound in sockets:
-        logger.info("listening", extra={"url": url_of(bound)})
+        logger.info("listening", extra={"url": url_of(bound, scheme)})
     if on_listening is not None:
         on_listening()
 

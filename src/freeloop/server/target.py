@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +13,7 @@ from starlette.applications import Starlette
 
 from freeloop.errors import StartError
 
+logger = logging.getLogger("freeloop")
 _FILES: Final = ("main.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py")
 _NAMES: Final = ("app", "api")
 
@@ -29,6 +32,8 @@ def load_app(target: str | None, *, app_dir: str, factory: bool) -> Any:  # noqa
         StartError: There is no such module or attribute. What the module itself raises is raised as it is.
     """
     path, attribute = _split(target or _find_file(Path(app_dir)))
+    if not path or path.startswith("."):
+        raise StartError(f"expected module:attribute, such as main:app, or a file; got '{target}'")
     sys.path.insert(0, str(Path(app_dir).resolve()))
     name = _module_name(Path(path)) if path.endswith(".py") else path
     try:
@@ -41,11 +46,41 @@ def load_app(target: str | None, *, app_dir: str, factory: bool) -> Any:  # noqa
             "such as main:app, or a file, such as main.py; --app-dir looks elsewhere."
         ) from None
     found = _find_attribute(module, attribute) if attribute else _find_app(module)
-    if factory:
-        found = found()
-    if not callable(found):
-        raise StartError(f"expected an ASGI app at '{target}'; found {type(found).__name__}")
+    if factory or _makes_app(found):
+        found = _call_factory(found, attribute or name, announced=factory)
+    if not _is_asgi(found):
+        raise StartError(
+            f"expected an ASGI app at '{target or path}', async with scope, receive and send; "
+            f"found {type(found).__name__}"
+        )
     return found
+
+
+def _makes_app(found: Any) -> bool:  # noqa: ANN401 - as above
+    """Whether this is a function that needs no argument, so no app; uvicorn calls it, too."""
+    if not inspect.isfunction(found):
+        return False
+    needed = [each for each in inspect.signature(found).parameters.values() if each.default is each.empty]
+    return all(each.kind in {each.VAR_POSITIONAL, each.VAR_KEYWORD} for each in needed)
+
+
+def _call_factory(found: Any, name: str, *, announced: bool) -> Any:  # noqa: ANN401 - as above
+    if not announced:
+        logger.warning("'%s' is a function that makes the app; say so with --factory", name)
+    elif not callable(found) or _is_asgi(found):
+        raise StartError(
+            f"--factory expects a function without arguments at '{name}'; found an app or no function"
+        )
+    return found()
+
+
+def _is_asgi(found: Any) -> bool:  # noqa: ANN401 - as above
+    """Whether this is an app of ASGI 3, as uvicorn tells it from the older kinds."""
+    if inspect.isclass(found):
+        return hasattr(found, "__await__")
+    return inspect.iscoroutinefunction(found) or (
+        callable(found) and inspect.iscoroutinefunction(type(found).__call__)
+    )
 
 
 def _split(target: str) -> tuple[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from freeloop.database import Queries
+import asyncpg
+
+from freeloop.database import Database, Queries
 from freeloop.errors import NotFound, PreconditionFailed
 from freeloop.service.items.model import ItemPatch, NewItem
 
@@ -26,31 +28,30 @@ class StoredItem:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPage:
-    """Some items in the order of their ids.
+class _Page:
+    """Makes a page out of its rows; equal for equal limits, as reads that are shared must be."""
 
-    Args:
-        documents: Each as JSON.
-        next: The id after which the next page begins; None on the last page.
-    """
+    limit: int
 
-    documents: list[str]
-    next: int | None
+    def __call__(self, rows: list[asyncpg.Record]) -> bytes:
+        last = rows[self.limit - 1][0] if len(rows) > self.limit else "null"
+        documents = ",".join([row[1] for row in rows[: self.limit]])
+        return f'{{"items":[{documents}],"next":{last}}}'.encode()
 
 
-async def list_items(queries: Queries, *, limit: int, after: int = 0) -> StoredPage:
-    """Return at most ``limit`` items whose ids are greater than ``after``.
+async def list_items(database: Database, *, limit: int, after: int = 0) -> bytes:
+    """Return at most ``limit`` items whose ids are greater than ``after``, as the JSON of a page.
 
     A page begins behind an id and not behind a count (keyset pagination), so items that come or go
-    between two pages move no other item over the edge.
+    between two pages move no other item over the edge. Callers that wait for the same page share one query.
     """
     # One more than asked for tells whether there is a next page.
-    rows = await queries.fetch(
-        "select id, document_of(items)::text from items where id > $1 order by id limit $2", after, limit + 1
+    return await database.shared(
+        "select id, document_of(items)::text from items where id > $1 order by id limit $2",
+        after,
+        limit + 1,
+        encode=_Page(limit),
     )
-    more = len(rows) > limit
-    del rows[limit:]
-    return StoredPage([row[1] for row in rows], rows[-1][0] if more else None)
 
 
 async def create_item(queries: Queries, item: NewItem) -> StoredItem:

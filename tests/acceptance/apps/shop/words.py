@@ -1,0 +1,3 @@
+"""What the app imports."""
+
+WORD = "shop"
