@@ -165,8 +165,8 @@ class Server(uvicorn.Server):
                 ready = now - self._waiting.setdefault(connection, now) > _FIRST_REQUEST
             else:
                 # uvicorn would answer 500 to a WebSocket that the app has yet to accept.
-                ready = getattr(connection, "handshake_complete", True) and not _has_unread(connection)
-            if ready:
+                ready = getattr(connection, "handshake_complete", True)
+            if ready and not _has_unread(connection):
                 self._told.add(connection)
                 self._waiting.pop(connection, None)
                 connection.shutdown()
