@@ -20,7 +20,7 @@ from serving import Metronome, kitted, served
 
 SEEDS = 500
 # How many seeds run at the same time; what one of them does hangs on its seed only.
-AT_ONCE = 12
+AT_ONCE = 6
 SIZE = 3
 ACQUIRE_TIMEOUT = 0.5
 STATEMENT_TIMEOUT = 0.4

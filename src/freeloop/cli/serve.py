@@ -66,7 +66,7 @@ def serve(
                 backlog=4096,
             )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(
+                overdue = runner.run(
                     serve_app(
                         config,
                         [bound],
@@ -77,5 +77,6 @@ def serve(
                         flush=writer.close,
                     )
                 )
+            overdue.wait_for_threads()
         finally:
             writer.close()

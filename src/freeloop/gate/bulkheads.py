@@ -47,11 +47,7 @@ class Bulkheads:
         table = self._table
         if table is None:
             table = self._table = RouteTable(find_routes(self._app), self._make)
-        path: str = asgi["path"]
-        root = asgi.get("root_path")
-        if root and path.startswith(root) and path[len(root) : len(root) + 1] in {"/", ""}:
-            path = path[len(root) :]
-        return table.find(asgi.get("method", WEBSOCKET), path) or self.others
+        return table.find(asgi.get("method", WEBSOCKET), path_within(asgi)) or self.others
 
     def __iter__(self) -> Iterator[Bulkhead]:
         return iter(self._all)
@@ -66,6 +62,15 @@ class Bulkheads:
         bulkhead = Bulkhead(template, declaration, admission)
         self._all.append(bulkhead)
         return bulkhead
+
+
+def path_within(asgi: ASGIScope) -> str:
+    """Return the path of a request as the app's routes have it, without the root path."""
+    path: str = asgi["path"]
+    root: str | None = asgi.get("root_path")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in {"/", ""}:
+        return path[len(root) :]
+    return path
 
 
 def find_routes(app: Any) -> list[Any]:  # noqa: ANN401 - any ASGI app

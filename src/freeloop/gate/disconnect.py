@@ -33,6 +33,14 @@ def is_gone(connection: Any) -> bool:  # noqa: ANN401 - one of uvicorn's, or a R
     return transport.is_closing() or (connection.flow.read_paused and _has_hung_up(transport))
 
 
+def confirm_gone(connection: Any) -> None:  # noqa: ANN401 - as above
+    """Tell uvicorn what :func:`is_gone` has found first: a missing answer is no mistake of the app."""
+    transport = getattr(connection, "transport", None)
+    if transport is not None and not connection.disconnected:
+        connection.disconnected = True
+        transport.abort()
+
+
 def _has_hung_up(transport: asyncio.Transport) -> bool:
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:

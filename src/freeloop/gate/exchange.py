@@ -15,7 +15,7 @@ from starlette.types import Scope as ASGIScope
 from freeloop.gate.bulkhead import Bulkhead
 from freeloop.gate.declare import AppDefault
 from freeloop.gate.descent import find_innermost
-from freeloop.gate.disconnect import ReadAhead, is_gone
+from freeloop.gate.disconnect import ReadAhead, confirm_gone, is_gone
 from freeloop.ledger import APP, KINDS
 from freeloop.records import RequestRecord
 from freeloop.scope import Cause, Scope, describe_task
@@ -211,6 +211,8 @@ class Exchange(Scope):
         if self.cause is not None:
             self._innermost = ()
             self.answering = None
+            if self.cause == "disconnect":
+                confirm_gone(self._connection)
         if self.admitted is not None:
             # Cut by its deadline or left by its client, it says how long it took at least.
             elapsed = time.monotonic() - self.admitted

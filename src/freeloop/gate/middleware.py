@@ -15,7 +15,7 @@ from starlette.types import Scope as ASGIScope
 
 from freeloop.gate import refusals
 from freeloop.gate.admission import Verdict
-from freeloop.gate.bulkheads import Bulkheads
+from freeloop.gate.bulkheads import Bulkheads, path_within
 from freeloop.gate.disconnect import ReadAhead
 from freeloop.gate.exchange import Exchange
 from freeloop.gate.pages import Page
@@ -114,14 +114,15 @@ class Gate:
         Those who open WebSockets (the server) send the close frame.
         """
         for exchange in self._reaper:
-            if exchange.events and not exchange.answered:
+            if exchange.events and not exchange.answered and exchange.cause is None:
                 self._reaper.end(exchange, "shutdown")
         self._sockets.close()
 
     def cancel(self) -> None:
         """Cancel everything that runs; what was not answered yet is answered with 503."""
         for exchange in self._reaper:
-            self._reaper.end(exchange, "shutdown")
+            if exchange.cause is None:  # otherwise it cleans up already
+                self._reaper.end(exchange, "shutdown")
         self._sockets.cancel()
 
     async def wait_idle(self) -> None:
@@ -152,9 +153,9 @@ class Gate:
         refusal = None
         if self.draining:
             exchange.closing = True
-            if asgi["path"] == policy.readiness_path:
+            if path_within(asgi) == policy.readiness_path:
                 return exchange, receive, refusals.draining()
-        if bulkhead is self.bulkheads.others and (page := self._pages.get(asgi["path"])):
+        if bulkhead is self.bulkheads.others and (page := self._pages.get(path_within(asgi))):
             return exchange, receive, page(headers)
         if self._deadline_header and self._deadline_header in headers:
             refusal = self._shorten(exchange, headers[self._deadline_header].decode("latin-1"))

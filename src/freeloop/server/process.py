@@ -93,6 +93,7 @@ class Server(uvicorn.Server):
             self.stop(time.monotonic(), at_once=False)
         await self._wait(self._hurry.wait(), self._timetable.delay)
         await self._stop_listening(sockets or [])
+        self._close_connections()  # before answers end, so that their connections end with them
         self._drain.close_streams()
         await self._wait_idle()
         self._drain.cancel()
@@ -169,7 +170,20 @@ class Server(uvicorn.Server):
             if ready and not _has_unread(connection):
                 self._told.add(connection)
                 self._waiting.pop(connection, None)
+                _hold_back(connection)
                 connection.shutdown()
+
+
+def _hold_back(connection: Any) -> None:  # noqa: ANN401 - one of uvicorn's protocols
+    """Let the rest of an answer that has begun travel in full packets: its last one tells the end, too.
+
+    Its headers have promised a connection that stays. A proxy that sees the answer's end before the
+    connection's would send the next request there, and lose it.
+    """
+    sock = connection.transport.get_extra_info("socket")
+    if getattr(getattr(connection, "cycle", None), "response_started", False) and hasattr(socket, "TCP_CORK"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as held:
+            held.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
 
 def _accept_rest(listening: Any, most: int) -> list[socket.socket]:  # noqa: ANN401 - asyncio's or uvloop's socket
