@@ -317,6 +317,8 @@ async def test_a_cancelled_caller_leaves_the_others_alone_and_the_last_ends_the_
 async def test_who_asks_after_all_have_gone_starts_at_once(database, gate):
     async with asking(database, 1) as (lone, (last,)):
         lone.cancel()
+        await asyncio.wait([lone], timeout=5)  # until then the query that waits is its own
+        await eventually(lambda: all(flight.departed for flight in database._shared._departures.flights()))
         await waiting(gate, 1)
         last.cancel()
         await asyncio.wait([lone, last], timeout=5)

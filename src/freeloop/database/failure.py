@@ -64,8 +64,10 @@ def statement_failure(
     """
     if isinstance(error, TimeoutError):
         return StatementTimeout(
-            f"a statement on '{name}' took longer than {limit} s and was cancelled on the server. "
-            "Make it do less, or raise FREELOOP_DATABASE_STATEMENT_TIMEOUT."
+            f"a statement on '{name}' took longer than {limit:.3g} s and was cancelled on the server. Make "
+            "it do less, or raise FREELOOP_DATABASE_STATEMENT_TIMEOUT or the deadline, whichever came first."
+            if limit is not None
+            else f"a statement on '{name}' took too long and was cancelled on the server."
         )
     if isinstance(error, asyncpg.QueryCanceledError):
         return StatementTimeout(f"a statement on '{name}' was cancelled on the server: {error}.")

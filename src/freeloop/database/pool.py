@@ -7,7 +7,9 @@ errors are our own, and nothing is sent when a connection comes back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
@@ -17,11 +19,12 @@ from freeloop.database.address import Address, ServerPort
 from freeloop.database.connect import Connector, prepare, retry_until_reached
 from freeloop.database.failure import connect_failure, translated
 from freeloop.database.listen import Listener, Notification
-from freeloop.database.queries import Queries
+from freeloop.database.queries import Lent, Queries
 from freeloop.database.shared import SharedReads
+from freeloop.database.statements import StatementTimes
 from freeloop.database.transaction import Isolation, Transaction
 from freeloop.errors import DatabaseUnavailable, PoolTimeout, StatementTimeout
-from freeloop.scope import borrow, limit_wait, spend
+from freeloop.scope import Lease, borrow, current_scope, limit_wait, spend
 
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -70,6 +73,8 @@ class Database(Queries):
         self._pool: _Pool | None = None
         self._waiting = 0
         self._shared = SharedReads(self._statement, name=name)
+        self._times = StatementTimes()
+        self._holders: dict[Lease, str] = {}
 
     async def open(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the caller's word
         """Connect once, so that a wrong address shows now; does nothing where it is open already.
@@ -128,7 +133,9 @@ class Database(Queries):
             asyncpg.PostgresError: What PostgreSQL refuses at COMMIT, such as a deferred constraint.
         """
         async with self._lend(self._acquire_timeout) as connection:
-            transaction = Transaction(connection, name=self._name, statement_timeout=self._statement_timeout)
+            transaction = Transaction(
+                connection, name=self._name, statement_timeout=self._statement_timeout, times=self._times
+            )
             async with transaction.begin(isolation=isolation, readonly=readonly, deferrable=deferrable):
                 yield transaction
 
@@ -187,6 +194,47 @@ class Database(Queries):
             except StatementTimeout as error:
                 raise DatabaseUnavailable(f"'{self._name}' did not answer within {timeout} s") from error
 
+    async def repeat(
+        self,
+        function: Callable[[Transaction], Awaitable[T]],
+        *,
+        attempts: int = 3,
+        isolation: Isolation = "serializable",
+    ) -> T:
+        """Run a function in a transaction, and again where PostgreSQL asks for that.
+
+        It does so where transactions collide: serialization failures and deadlocks. The function has to be
+        safe to repeat: whatever it does beside its statements happens again.
+
+        Args:
+            function: Called with the transaction; its result is returned after COMMIT.
+            attempts: How often at most; the last failure is raised.
+            isolation: PostgreSQL's isolation level.
+
+        Raises:
+            asyncpg.SerializationError: It collided at each attempt; or DeadlockDetectedError.
+        """
+        for attempt in range(1, attempts + 1):
+            try:
+                async with self.transaction(isolation=isolation) as transaction:
+                    return await function(transaction)
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+                if attempt == attempts:
+                    raise
+                # Those that collided must not collide again in the same moment.
+                await asyncio.sleep(random.uniform(0, 0.005 * 2**attempt))  # noqa: S311 - chance, no secret
+        raise ValueError(f"attempts is 1 or more, not {attempts}")
+
+    @property
+    def longest_lease(self) -> float:
+        """Seconds since the connection was lent that is out for longest; 0 where none is."""
+        return time.monotonic() - min(self._holders, key=_since).since if self._holders else 0.0
+
+    @property
+    def statement_times(self) -> StatementTimes:
+        """How often each named statement was run, and how long that took."""
+        return self._times
+
     @property
     def size(self) -> int:
         """The most connections that the pool holds."""
@@ -208,10 +256,11 @@ class Database(Queries):
         return self._waiting
 
     @asynccontextmanager
-    async def _statement(self) -> AsyncIterator[_Connection]:
+    async def _statement(self) -> AsyncIterator[Lent]:
         async with self._lend(self._acquire_timeout) as connection:
-            with spend("sql"), translated(connection, self._name, self._statement_timeout):
-                yield connection
+            limit = self._limit()
+            with spend("sql"), translated(connection, self._name, limit):
+                yield Lent(connection, limit)
 
     @asynccontextmanager
     async def _lend(self, seconds: float) -> AsyncIterator[_Connection]:
@@ -222,6 +271,8 @@ class Database(Queries):
         with spend("connection"):
             connection = await self._acquire(pool, limit_wait(seconds))
         lease = borrow("connection", self._name)
+        scope = current_scope()
+        self._holders[lease] = scope.route if scope is not None else ""
         try:
             # The proxy has every method of a connection, by a metaclass that type checkers cannot follow.
             yield cast("_Connection", connection)
@@ -232,7 +283,16 @@ class Database(Queries):
                 with suppress(Exception):
                     await pool.release(connection, timeout=_RELEASE_TIMEOUT)
             finally:
+                del self._holders[lease]
                 lease.release()
+
+    def _describe_longest(self) -> str:
+        if not self._holders:
+            return ""
+        lease = min(self._holders, key=_since)
+        where = " at ".join(filter(None, (self._holders[lease], lease.place)))
+        held = f"; longest held {time.monotonic() - lease.since:.3g} s"
+        return f"{held} by {where}" if where else held
 
     async def _acquire(self, pool: _Pool, seconds: float) -> _Proxy:
         self._waiting += 1
@@ -245,8 +305,9 @@ class Database(Queries):
                 raise DatabaseUnavailable(trouble.detail) from error
             raise PoolTimeout(
                 f"no connection to '{self._name}' came free within {seconds:.3g} s "
-                f"({self.in_use} of {self._size} lent). Raise FREELOOP_DATABASE_POOL_SIZE or hold "
-                "connections for less time."
+                f"({self.in_use} of {self._size} lent{self._describe_longest()}). Raise "
+                "FREELOOP_DATABASE_POOL_SIZE, or hold connections for less time: give them back before "
+                "anything slow is awaited."
             ) from error
         except asyncpg.InterfaceError as error:
             if not pool.is_closing():
@@ -254,6 +315,10 @@ class Database(Queries):
             raise DatabaseUnavailable(f"'{self._name}' is closing") from error
         finally:
             self._waiting -= 1
+
+
+def _since(lease: Lease) -> float:
+    return lease.since
 
 
 async def _leave_session(_: object) -> None:

@@ -20,12 +20,12 @@ import asyncpg
 
 from freeloop.database.departures import Departures, Flight
 from freeloop.database.identity import identify, is_exact
+from freeloop.database.queries import Lent
 from freeloop.errors import DatabaseUnavailable, StatementTimeout
 from freeloop.scope import Scope, choose_request_id, current_scope, spend
 
 _Encode: TypeAlias = Callable[[list[asyncpg.Record]], Any]
 _Query: TypeAlias = tuple[str, tuple[object, ...], _Encode | None]
-_Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 _ROUTE: Final = "shared read"
 # What the callers of one flight could spoil for each other, or use once only.
@@ -40,9 +40,7 @@ class SharedReads:
         name: the name of the database object, for messages.
     """
 
-    def __init__(
-        self, statement: Callable[[], AbstractAsyncContextManager[_Connection]], *, name: str
-    ) -> None:
+    def __init__(self, statement: Callable[[], AbstractAsyncContextManager[Lent]], *, name: str) -> None:
         self._statement = statement
         self._name = name
         self._departures: Departures[_Query] = Departures()
@@ -108,10 +106,10 @@ class SharedReads:
 
     async def _ask(self, flight: Flight[_Query]) -> Any:  # noqa: ANN401 - as above
         sql, args, encode = flight.query
-        async with self._statement() as connection:
+        async with self._statement() as (connection, limit):
             # As late as can be: whoever asked while this waited for a connection comes along.
             self._departures.depart(flight)
-            rows = await connection.fetch(sql, *args)
+            rows = await connection.fetch(str(sql), *args, timeout=limit)
         return rows if encode is None else _encode(encode, rows)
 
     def _land(self, flight: Flight[_Query], task: asyncio.Task[Any]) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
 
 import anyio
 import asyncpg
 
 from freeloop.database.failure import translated
-from freeloop.database.queries import Queries
+from freeloop.database.queries import Lent, Queries
+from freeloop.database.rows import shape_of
+from freeloop.database.statements import StatementTimes
 from freeloop.scope import spend
 
 Isolation: TypeAlias = Literal["read_uncommitted", "read_committed", "repeatable_read", "serializable"]
+
+T = TypeVar("T")
 
 _ROLLBACK_TIMEOUT: Final = 5.0
 
@@ -24,7 +28,8 @@ class Transaction(Queries):
     Args:
         connection: the connection that the transaction runs on.
         name: the name of the database object, for messages.
-        statement_timeout: seconds a statement may take, None for no limit; for messages.
+        statement_timeout: seconds a statement may take, None for no limit.
+        times: counts the named statements.
     """
 
     def __init__(
@@ -33,25 +38,60 @@ class Transaction(Queries):
         *,
         name: str,
         statement_timeout: float | None,
+        times: StatementTimes | None = None,
     ) -> None:
         self._connection = connection
         self._name = name
         self._statement_timeout = statement_timeout
+        self._times = times or StatementTimes()
         self._over = False
         # A statement failed, and the server has aborted the transaction unless the failure was here.
         self._doubtful = False
         self._readonly = False
 
     @asynccontextmanager
-    async def _statement(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    async def _statement(self) -> AsyncIterator[Lent]:
         if self._over:
             raise RuntimeError(f"this transaction on '{self._name}' is over: use it within its block only")
-        with spend("sql"), translated(self._connection, self._name, self._statement_timeout):
+        limit = self._limit()
+        with spend("sql"), translated(self._connection, self._name, limit):
             try:
-                yield self._connection
+                yield Lent(self._connection, limit)
             except BaseException:
                 self._doubtful = True
                 raise
+
+    @overload
+    def stream(
+        self, sql: str, *args: object, into: None = None, prefetch: int = 100
+    ) -> AsyncIterator[asyncpg.Record]: ...
+    @overload
+    def stream(self, sql: str, *args: object, into: type[T], prefetch: int = 100) -> AsyncIterator[T]: ...
+
+    async def stream(
+        self, sql: str, *args: object, into: type[T] | None = None, prefetch: int = 100
+    ) -> AsyncIterator[Any]:
+        """Yield the rows one after the other, by a cursor on the server that fetches ``prefetch`` at a time.
+
+        Whatever the number of rows, few are in memory. The transaction holds its connection until its block
+        ends: for a client that reads slowly, read pages instead (``where id > $1 order by id limit 100``).
+
+        Args:
+            sql: The statement.
+            args: Its arguments.
+            into: As of :meth:`fetch`.
+            prefetch: Rows of one round trip.
+        """
+        shape = None if into is None else shape_of(into)
+        async with self._statement() as (connection, limit):
+            cursor = await connection.cursor(str(sql), *args, timeout=limit)
+        while True:
+            async with self._statement() as (_, limit):
+                rows = await cursor.fetch(prefetch, timeout=limit)
+            for row in rows:
+                yield row if shape is None else shape(row)
+            if len(rows) < prefetch:
+                return
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a savepoint: an error in the block undoes the block, and the outer one can go on."""

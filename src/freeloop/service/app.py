@@ -78,6 +78,23 @@ def list_readings(database: Database) -> list[Reading]:
         Reading("freeloop_database_connections_in_use", "Connections lent out.", lambda: database.in_use),
         Reading("freeloop_database_connections_idle", "Connections open and free.", lambda: database.idle),
         Reading("freeloop_database_waiting", "Callers that wait for a connection.", lambda: database.waiting),
+        Reading(
+            "freeloop_database_longest_lease_seconds",
+            "Since when the connection is lent that is out for longest.",
+            lambda: database.longest_lease,
+        ),
+        Reading(
+            "freeloop_database_statements_total",
+            "Runs of each named statement.",
+            lambda: database.statement_times.counts,
+            "statement",
+        ),
+        Reading(
+            "freeloop_database_statement_seconds_total",
+            "How long the runs of each named statement took.",
+            lambda: database.statement_times.seconds,
+            "statement",
+        ),
     ]
 
 
