@@ -22,9 +22,11 @@ class Background:
 
     Attributes:
         failed: How many have failed so far.
+        cut: Whether all were cancelled; what is started from then on is so too.
     """
 
     def __init__(self) -> None:
+        self.cut = False
         self._running: dict[asyncio.Task[Any], Scope] = {}
         self.failed = 0
 
@@ -47,13 +49,16 @@ class Background:
         coroutine = function(*args, **kwargs)
         if not asyncio.iscoroutine(coroutine):
             raise TypeError(f"spawn expects an async function; {name_of(function)} is none")
+        if self.cut:
+            scope.cause = "shutdown"
         task = asyncio.get_running_loop().create_task(_run(scope, coroutine), name=scope.route)
         self._running[task] = scope
         task.add_done_callback(self._forget)
         return task
 
     def cancel(self) -> None:
-        """Cancel all."""
+        """Cancel all, and what may still be started."""
+        self.cut = True
         for scope in self._running.values():
             scope.cancel("shutdown")
 
@@ -84,6 +89,8 @@ class Background:
 
 async def _run(scope: Scope, coroutine: Coroutine[Any, Any, T]) -> T:
     scope.enter()
+    if scope.cause is not None:  # cancelled before it began
+        scope.cancel(scope.cause)
     try:
         return await coroutine
     finally:

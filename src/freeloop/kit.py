@@ -76,7 +76,6 @@ class Freeloop:
         self._local = local
         self._background = Background()
         self._threads: Threads | None = None
-        self._cut = False
         if app is not None:
             self.install(app)
 
@@ -87,9 +86,13 @@ class Freeloop:
             RuntimeError: The app has started, or has a kit already.
         """
         if app.middleware_stack is not None:
-            raise RuntimeError("the kit is to be installed before the app starts")
+            raise RuntimeError(
+                "the kit came too late: call Freeloop(app) where the app is made, before it starts"
+            )
         if getattr(app.state, "freeloop", None) is not None:
-            raise RuntimeError("this app has a kit already: app.state.freeloop")
+            raise RuntimeError(
+                "this app has a kit already: use app.state.freeloop, or remove one Freeloop(app)"
+            )
         gate = self.wrap(app)
         install_gate(app, gate)
         app.add_exception_handler(FreeloopError, answer_own)
@@ -110,7 +113,7 @@ class Freeloop:
     def wrap(self, app: ASGIApp) -> Gate:
         """Return a gate around any ASGI app, which stays as it is."""
         if self.gate is not None:
-            raise RuntimeError("a kit serves one app")
+            raise RuntimeError("a kit serves one app: make one Freeloop for each")
         settings = self.settings
         observers: list[Observer] = [self.metrics.observe]
         if settings.access_log:
@@ -175,7 +178,6 @@ class Freeloop:
         if self.gate is not None:
             self.gate.cancel()
         self._background.cancel()
-        self._cut = True
 
     async def wait_idle(self) -> None:
         """Wait until no request and no background execution runs."""
@@ -186,17 +188,18 @@ class Freeloop:
     async def finish_background(self) -> None:
         """Let background executions end, then cancel those that do not, each in bounded time.
 
-        Where the server has cancelled them already, it has waited for them too.
+        Where the server has cancelled them already, it has waited for them too; only what was started since
+        is still there.
         """
-        if self._cut:
-            return
-        if not await self._background.wait(self.settings.shutdown_timeout / 2):
+        if self._background.cut or not await self._background.wait(self.settings.shutdown_timeout / 2):
             self._background.cancel()
             await self._background.wait(self.settings.cleanup_timeout)
 
     def _running_threads(self) -> Threads:
         if self._threads is None:
-            raise RuntimeError("the kit is not open: the app has not started")
+            raise RuntimeError(
+                "the kit is not open: run the app with its lifespan, or use 'async with kit.open()'"
+            )
         return self._threads
 
 

@@ -214,6 +214,8 @@ class Database(Queries):
         Raises:
             asyncpg.SerializationError: It collided at each attempt; or DeadlockDetectedError.
         """
+        if attempts < 1:
+            raise ValueError(f"attempts is 1 or more, not {attempts}")
         for attempt in range(1, attempts + 1):
             try:
                 async with self.transaction(isolation=isolation) as transaction:
@@ -223,7 +225,7 @@ class Database(Queries):
                     raise
                 # Those that collided must not collide again in the same moment.
                 await asyncio.sleep(random.uniform(0, 0.005 * 2**attempt))  # noqa: S311 - chance, no secret
-        raise ValueError(f"attempts is 1 or more, not {attempts}")
+        raise AssertionError("the last attempt returns or raises")
 
     @property
     def longest_lease(self) -> float:

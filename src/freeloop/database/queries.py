@@ -99,7 +99,7 @@ class Queries(ABC):
         Numbers keep their digits, times are in UTC with an offset, NULL is ``null``; no row passes through
         Python. For answers whose shape the query decides.
         """
-        wrapped = f"select convert_to(coalesce(json_agg(row), '[]')::text, 'UTF8') from ({sql}) as row"  # noqa: S608 - it is the caller's own statement; values stay parameters
+        wrapped = f"select convert_to(coalesce(json_agg(row), '[]')::text, 'UTF8') from (\n{sql}\n) as row"  # noqa: S608 - it is the caller's own statement; values stay parameters
         async with self._statement() as (connection, limit):
             with self._timed(sql):
                 content: bytes = await connection.fetchval(wrapped, *args, timeout=limit)

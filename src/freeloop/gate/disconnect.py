@@ -14,7 +14,9 @@ from typing import Any, Final
 from starlette.types import Message, Receive
 
 _MOST_AHEAD: Final = 64 * 1024
-_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+_HUNG_UP: Final = (
+    getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
+)
 
 
 def is_gone(connection: Any) -> bool:  # noqa: ANN401 - one of uvicorn's, or a ReadAhead
@@ -28,9 +30,10 @@ def is_gone(connection: Any) -> bool:  # noqa: ANN401 - one of uvicorn's, or a R
     transport = getattr(connection, "transport", None)
     if transport is None:
         return False
+    flow = getattr(connection, "flow", None)
     # uvicorn tells only the last of several requests on a connection, and none at all while it does not
     # read: the app leaves a long body unread, or the next request has come already.
-    return transport.is_closing() or (connection.flow.read_paused and _has_hung_up(transport))
+    return transport.is_closing() or (flow is not None and flow.read_paused and _has_hung_up(transport))
 
 
 def confirm_gone(connection: Any) -> None:  # noqa: ANN401 - as above
@@ -43,7 +46,9 @@ def confirm_gone(connection: Any) -> None:  # noqa: ANN401 - as above
 
 def _has_hung_up(transport: asyncio.Transport) -> bool:
     sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
+    if sock is None or not _HUNG_UP:
+        return False  # not to know is no reason to cancel
+    if sock.fileno() < 0:
         return True
     poll = select.poll()
     poll.register(sock.fileno(), _HUNG_UP)

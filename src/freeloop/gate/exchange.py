@@ -248,13 +248,16 @@ class Exchange(Scope):
     def _begin(self, message: Message) -> None:
         status = self.status = message["status"]
         headers = list(message.get("headers", ()))
+        sized = identified = False
         for name, _ in headers:
             if name == b"content-length":
-                break
-        else:
-            if status >= 200 and status not in {204, 304}:
-                self._begin_stream(headers)
-        headers.append((b"x-request-id", self.id.encode("ascii")))
+                sized = True
+            elif name == b"x-request-id":
+                identified = True
+        if not sized and status >= 200 and status not in {204, 304}:
+            self._begin_stream(headers)
+        if not identified:  # an app that sets it itself has the last word
+            headers.append((b"x-request-id", self.id.encode("ascii")))
         if self.closing:
             headers.append((b"connection", b"close"))
         if self.timed:

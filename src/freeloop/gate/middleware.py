@@ -28,6 +28,7 @@ from freeloop.scope import choose_request_id
 logger = logging.getLogger("freeloop.gate")
 Observer = Callable[[RequestRecord], None]
 
+_HTTP_1: Final = frozenset({"1.0", "1.1"})  # later versions send bodies of no announced length as they are
 PASSED: Final = "freeloop.passed"  # marks a request in its ASGI scope, for a gate within a gate
 
 
@@ -63,7 +64,7 @@ class Gate:
         self._pages = pages or {}
         self._reaper = Reaper(cleanup_timeout=self.policy.cleanup_timeout)
         self._sockets = WebSockets(app, self._tell_idle)
-        self._idle: asyncio.Event | None = None
+        self._idle = asyncio.Event()
         self._deadline_header = (self.policy.deadline_header or "").lower().encode("latin-1")
 
     async def __call__(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
@@ -73,9 +74,20 @@ class Gate:
             return
         if not hasattr(getattr(receive, "__self__", None), "disconnected"):
             receive = ReadAhead(receive).receive
-        exchange, receive, refusal = self._open(asgi, receive, send)
+        headers = dict(asgi["headers"])
+        exchange = Exchange(
+            choose_request_id(headers.get(b"x-request-id"), headers.get(b"traceparent")),
+            self.bulkheads.find(asgi),
+            self.policy.deadline,
+            receive,
+            send,
+        )
+        exchange.enter()
+        asgi[PASSED] = True
+        self._reaper.watch(exchange)
         try:
             try:
+                receive, refusal = self._screen(exchange, asgi, headers, receive)
                 if exchange.queued and refusal is None:
                     refusal = await self._queue(exchange)
                 await (refusal or self.app)(asgi, receive, exchange.send)
@@ -128,42 +140,31 @@ class Gate:
     async def wait_idle(self) -> None:
         """Wait until nothing runs."""
         while self._reaper or self._sockets:
-            self._idle = asyncio.Event()
+            self._idle.clear()
             await self._idle.wait()
 
-    def _open(
-        self, asgi: ASGIScope, receive: Receive, send: Send
-    ) -> tuple[Exchange, Receive, Response | None]:
-        """Make the scope of a request; return it, where its body comes from, and what refuses it."""
-        headers = dict(asgi["headers"])
+    def _screen(
+        self, exchange: Exchange, asgi: ASGIScope, headers: dict[bytes, bytes], receive: Receive
+    ) -> tuple[Receive, Response | None]:
+        """Look at a request before the app does; return where its body comes from, and what refuses it."""
         policy = self.policy
-        bulkhead = self.bulkheads.find(asgi)
-        exchange = Exchange(
-            choose_request_id(headers.get(b"x-request-id"), headers.get(b"traceparent")),
-            bulkhead,
-            policy.deadline,
-            receive,
-            send,
-        )
-        exchange.enter()
-        asgi[PASSED] = True
-        self._reaper.watch(exchange)
+        bulkhead = exchange.bulkhead
         if policy.server_timing:
             exchange.timed = True
         refusal = None
         if self.draining:
             exchange.closing = True
             if path_within(asgi) == policy.readiness_path:
-                return exchange, receive, refusals.draining()
+                return receive, refusals.draining()
         if bulkhead is self.bulkheads.others and (page := self._pages.get(path_within(asgi))):
-            return exchange, receive, page(headers)
+            return receive, page(headers)
         if self._deadline_header and self._deadline_header in headers:
             refusal = self._shorten(exchange, headers[self._deadline_header].decode("latin-1"))
         if policy.max_body is not None:
             length = headers.get(b"content-length", b"")
             if length.isdigit() and int(length) > policy.max_body:
                 refusal = refusals.too_large(int(length), policy.max_body)
-            elif b"transfer-encoding" in headers:
+            elif not length and (b"transfer-encoding" in headers or asgi.get("http_version") not in _HTTP_1):
                 receive = _Counted(receive, policy.max_body).receive
         if refusal is None and (admission := bulkhead.admission) is not None:
             verdict = admission.arrive(exchange.started)
@@ -173,7 +174,7 @@ class Gate:
                 refusal = refusals.overloaded(exchange, admission.retry_after)
             else:
                 exchange.queued = True
-        return exchange, receive, refusal
+        return receive, refusal
 
     def _shorten(self, exchange: Exchange, value: str) -> Response | None:
         try:
@@ -204,6 +205,7 @@ class Gate:
         """Bring a request to its end that did not come there by itself."""
         if _uncancel() and exchange.cause is None:
             exchange.cause = "shutdown"  # only the server cancels from outside
+            exchange.cancelled_at = time.monotonic()
         try:
             await exchange.end_children(self.policy.cleanup_timeout)
         except asyncio.CancelledError:
@@ -213,7 +215,8 @@ class Gate:
             if error is not None:
                 await self._fail(exchange, asgi, receive, error)
         elif exchange.answering is not None:
-            await asyncio.wait([exchange.answering])
+            # The client may not read; then its connection is cut.
+            await asyncio.wait([exchange.answering], timeout=self.policy.cleanup_timeout)
         elif exchange.status is None:
             if cause == "shutdown":  # the server itself has cancelled it
                 await exchange.answer(refusals.cut_at_shutdown(exchange))
@@ -237,11 +240,10 @@ class Gate:
         record = exchange.report(asgi)
         for observe in self.observers:
             observe(record)
-        if self._idle is not None:
-            self._tell_idle()
+        self._tell_idle()
 
     def _tell_idle(self) -> None:
-        if self._idle is not None and not self._reaper and not self._sockets:
+        if not self._reaper and not self._sockets:
             self._idle.set()
 
     async def _pass(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:

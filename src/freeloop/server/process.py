@@ -189,10 +189,15 @@ def _hold_back(connection: Any) -> None:  # noqa: ANN401 - one of uvicorn's prot
 def _accept_rest(listening: Any, most: int) -> list[socket.socket]:  # noqa: ANN401 - asyncio's or uvloop's socket
     """Accept who waits in the kernel's queue: to close the socket would reset those connections."""
     accepted: list[socket.socket] = []
-    with socket.socket(fileno=os.dup(listening.fileno())) as waiting, contextlib.suppress(OSError):
+    with socket.socket(fileno=os.dup(listening.fileno())) as waiting:
         waiting.setblocking(False)
-        while len(accepted) < most:
-            connection, _ = waiting.accept()  # BlockingIOError where nobody waits any more
+        for _ in range(most):
+            try:
+                connection, _ = waiting.accept()
+            except BlockingIOError:
+                break  # nobody waits any more
+            except OSError:
+                continue  # this one has gone already
             connection.setblocking(False)
             accepted.append(connection)
     return accepted

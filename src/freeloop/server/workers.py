@@ -203,10 +203,13 @@ class _Supervisor:
             self._stop_all(signal.SIGTERM)
         elif worker.replaces in self._workers:
             self._give_up_renewal(f"new worker {worker.pid} {how}")
-        elif len(self._due) + sum(not each.stopping for each in self._workers) < self._wanted:
-            self._retry(worker.backoff, f"worker {worker.pid} {how}")
-        else:
+        elif len(self._due) + sum(not each.stopping for each in self._workers) >= self._wanted:
             logger.error("worker %d %s; another one starts already", worker.pid, how)
+        elif worker.ready and code == 0:
+            logger.info("worker %d has ended by itself; another one starts", worker.pid)
+            self._due.append((0.0, Backoff(time.monotonic)))
+        else:
+            self._retry(worker.backoff, f"worker {worker.pid} {how}")
 
     def _retry(self, backoff: Backoff, failure: str) -> None:
         delay = backoff.fail()
