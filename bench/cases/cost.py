@@ -17,7 +17,7 @@ from bench.servers import OUR_LISTENING, Peer, Running, run_freeloop, run_uvicor
 
 TITLE = "What a request pays for it"
 CALLERS = 32
-TARGET_US, TARGET_KB = 10, 2  # of the issue that asks for all this: at most so much more
+TARGET_US, TARGET_KB = 10, 2  # what all this may cost at most
 _APP = "bench.peers.json_route:app"
 _PATH, _WAITING_PATH = "/item", "/wait"
 _WARM_UP = 1_000

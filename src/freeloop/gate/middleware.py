@@ -88,6 +88,7 @@ class Gate:
         try:
             try:
                 receive, refusal = self._screen(exchange, asgi, headers, receive)
+                del headers  # not to stand in memory while the request waits
                 if exchange.queued and refusal is None:
                     refusal = await self._queue(exchange)
                 await (refusal or self.app)(asgi, receive, exchange.send)
