@@ -261,7 +261,11 @@ class Exchange(Scope):
         if self.closing:
             headers.append((b"connection", b"close"))
         if self.timed:
-            headers.append((b"server-timing", _render_times(self.times())))
+            if self._ledger is None:
+                times = b"app;dur=%.1f" % ((time.monotonic() - self.started) * 1000)
+            else:
+                times = _render_times(self.times())
+            headers.append((b"server-timing", times))
         message["headers"] = headers
 
     def _begin_stream(self, headers: list[tuple[bytes, bytes]]) -> None:
