@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
+from bench.answers import is_complete
+
 _WAVE = 250
 _ESTABLISHED, _LISTENING = "01", "0A"  # include/net/tcp_states.h
 
@@ -109,7 +111,7 @@ class Burst:
                 self._end(number, source, type(error).__name__)
                 continue
             buffer += chunk
-            if _complete(buffer):
+            if is_complete(buffer):
                 if buffer.startswith(b"HTTP/1.1 200"):
                     self.latencies.append(time.perf_counter() - started)
                     self._end(number, source, None)
@@ -133,12 +135,6 @@ class Burst:
                     f"{_count_queued(self.port)} still queue after {len(self._sockets)} of {self.count}"
                 )
             time.sleep(0.001)
-
-
-def _complete(answer: bytearray) -> bool:
-    head, end, body = answer.partition(b"\r\n\r\n")
-    _, found, rest = head.lower().partition(b"\r\ncontent-length:")
-    return bool(end and found) and len(body) >= int(rest.partition(b"\r\n")[0])
 
 
 def count_unread(port: int) -> int:

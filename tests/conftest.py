@@ -4,7 +4,7 @@ import pytest
 
 from freeloop.testing import no_blocking
 
-pytest_plugins = ["freeloop.testing.plugin", "service_process"]
+pytest_plugins = ["freeloop.testing.plugin", "service_process", "tls_servers"]
 
 
 @pytest.fixture(scope="session")

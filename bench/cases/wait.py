@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from bench.cases import Run
-from bench.load import Burst, count_unread
+from bench.load import Burst
+from bench.memory import measure_waiting, warm_up
 from bench.report import compare, percentile, spread, summarize, table
-from bench.servers import AIOHTTP, OURS, PLAIN, SYNC, Peer, Running, start, stillness
+from bench.servers import AIOHTTP, OURS, PLAIN, SYNC, Peer, Running, start
 
 TITLE = "10,000 waiting requests at once"
 _PATH = "/async-task"
@@ -49,7 +49,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def _measure_latency(server: Running, path: str, count: int) -> dict[str, Any]:
-    _warm_up(server, path)
+    warm_up(server, path, _WARM_UP)
     with Burst(server.port, path, count, timeout=60) as burst:
         burst.connect()
         server.wait_still()
@@ -77,35 +77,10 @@ def _measure_latency(server: Running, path: str, count: int) -> dict[str, Any]:
 
 def _measure_memory(server: Running, seconds: float, count: int) -> dict[str, Any]:
     path = f"{_PATH}?seconds={seconds}"
-    _warm_up(server, path)
+    warm_up(server, path, _WARM_UP)
     idle = server.memory()
-    waiting: list[int] = []
-    with Burst(server.port, path, count, timeout=60) as burst:
-        burst.connect()
-        server.wait_still()
-        burst.send()
-        is_still = stillness(server)
-        late = time.monotonic() + 0.5 * seconds
-
-        def sample() -> None:
-            # Everything read, no CPU time used for a while, no answer yet: all requests wait. Stillness alone
-            # would not do: a server whose core is taken by another process looks still, too.
-            if is_still() and not waiting and time.monotonic() > late and not count_unread(server.port):
-                waiting.append(server.memory())
-
-        burst.collect(sample)
-    return {
-        "memory_kb": (waiting[0] - idle) / count / 1000 if waiting else None,
-        "idle_mb": idle / 1e6,
-    }
-
-
-def _warm_up(server: Running, path: str) -> None:
-    with Burst(server.port, path, _WARM_UP, timeout=30) as burst:
-        burst.connect()
-        burst.send()
-        burst.collect()
-    server.wait_still()
+    waiting = measure_waiting(server, path, count, seconds)
+    return {"memory_kb": None if waiting is None else waiting / 1000, "idle_mb": idle / 1e6}
 
 
 def _describe_latencies(burst: Burst) -> dict[str, Any]:

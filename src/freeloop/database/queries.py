@@ -12,7 +12,7 @@ import asyncpg
 
 from freeloop.database.rows import shape_of
 from freeloop.database.statements import Statement, StatementTimes
-from freeloop.scope import current_scope
+from freeloop.scope import limit_wait
 
 T = TypeVar("T")
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -142,22 +142,16 @@ class Queries(ABC):
 
     def _limit(self) -> float | None:
         """Return what a statement may take now: the timeout, or what remains until the deadline."""
-        scope = current_scope()
-        remaining = None if scope is None else scope.remaining()
-        if remaining is None:
-            return self._statement_timeout
-        if self._statement_timeout is None:
-            return max(_SHORTEST, remaining)
-        return max(_SHORTEST, min(self._statement_timeout, remaining))
+        limit = limit_wait(self._statement_timeout)
+        return None if limit is None else max(_SHORTEST, limit)
 
     @contextmanager
     def _timed(self, sql: str) -> Iterator[None]:
-        if type(sql) is str:
+        if not isinstance(sql, Statement):
             yield
             return
         began = time.monotonic()
         try:
             yield
         finally:
-            if isinstance(sql, Statement):
-                self._times.add(sql.name, time.monotonic() - began)
+            self._times.add(sql.name, time.monotonic() - began)

@@ -22,7 +22,7 @@ from freeloop.database.departures import Departures, Flight
 from freeloop.database.identity import identify, is_exact
 from freeloop.database.queries import Lent
 from freeloop.errors import DatabaseUnavailable, StatementTimeout
-from freeloop.scope import Scope, choose_request_id, current_scope, spend
+from freeloop.scope import Scope, choose_request_id, limit_wait, spend
 
 _Encode: TypeAlias = Callable[[list[asyncpg.Record]], Any]
 _Query: TypeAlias = tuple[str, tuple[object, ...], _Encode | None]
@@ -74,8 +74,7 @@ class SharedReads:
         flight.seats.add(seat)
         if starts:
             self._start(flight)
-        scope = current_scope()
-        remaining = None if scope is None else scope.remaining()
+        remaining = limit_wait(None)
         timer = None if remaining is None else loop.call_later(remaining, self._give_up, seat)
         try:
             with spend("sql"):

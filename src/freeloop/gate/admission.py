@@ -213,8 +213,7 @@ class Admission:
         limit = policy.limit
         if not decided:
             if limit is not None:
-                self._limit = min(limit, self._ceiling)
-                self._room = self._limit + policy.queue
+                self._take_over(limit)
             return
         if limit is None:
             if before is not None:
@@ -228,9 +227,12 @@ class Admission:
                 self._earlier_sum = 0.0
                 self._earlier_count = self._drained = 0
                 self._drained_at = -math.inf
-            self._limit = min(limit, self._ceiling)
-            self._room = self._limit + policy.queue
+            self._take_over(limit)
         self._begin(now)
+
+    def _take_over(self, limit: int) -> None:
+        self._limit = min(limit, self._ceiling)
+        self._room = self._limit + self._policy.queue
 
     def _lift(self) -> None:
         self._policy.release()

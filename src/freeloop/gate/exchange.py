@@ -279,13 +279,9 @@ class Exchange(Scope):
 
     def _release(self) -> None:
         """Give the place back, with how long an answer that is no error took."""
-        admitted, admission = self.admitted, self.bulkhead.admission
-        if admitted is None or admission is None:
-            return
-        self.admitted = None
-        now = time.monotonic()
-        failed = self.status is None or self.status >= 400
-        self.bulkhead.leave(admission, now, None if failed else now - admitted)
+        if self.admitted is not None:
+            failed = self.status is None or self.status >= 400
+            self.release(None if failed else time.monotonic() - self.admitted)
 
 
 def _render_times(times: dict[str, float]) -> bytes:

@@ -23,7 +23,7 @@ from freeloop.gate.policy import Policy
 from freeloop.gate.reaper import Reaper
 from freeloop.gate.sockets import WebSockets
 from freeloop.records import RequestRecord
-from freeloop.scope import choose_request_id
+from freeloop.scope import choose_request_id, limit_wait
 
 logger = logging.getLogger("freeloop.gate")
 Observer = Callable[[RequestRecord], None]
@@ -63,7 +63,7 @@ class Gate:
         self.draining = False
         self._pages = pages or {}
         self._reaper = Reaper(cleanup_timeout=self.policy.cleanup_timeout)
-        self._sockets = WebSockets(app, self._tell_idle)
+        self._sockets = WebSockets(self._tell_idle)
         self._idle = asyncio.Event()
         self._deadline_header = (self.policy.deadline_header or "").lower().encode("latin-1")
 
@@ -192,10 +192,8 @@ class Gate:
         admission = exchange.bulkhead.admission
         if admission is None:
             return None
-        remaining = exchange.remaining()
-        seconds = admission.wait_limit if remaining is None else min(admission.wait_limit, remaining)
         with exchange.spend("queue"):
-            if await exchange.bulkhead.wait(admission, exchange.started, seconds):
+            if await exchange.bulkhead.wait(admission, exchange.started, limit_wait(admission.wait_limit)):
                 exchange.admitted = time.monotonic()
                 return None
         return refusals.overloaded(exchange, admission.retry_after)
@@ -250,7 +248,8 @@ class Gate:
     async def _pass(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
         """Let through what is no request, and what an outer gate has let through already."""
         if asgi["type"] == "websocket" and PASSED not in asgi:
-            await self._sockets.run(asgi, receive, send, self.bulkheads.find(asgi).template)
+            asgi[PASSED] = True
+            await self._sockets.run(self.app, asgi, receive, send, self.bulkheads.find(asgi).template)
         else:
             await self.app(asgi, receive, send)
 

@@ -14,8 +14,6 @@ from freeloop.scope import Scope, choose_request_id
 
 logger = logging.getLogger("freeloop.gate")
 
-# The gate's mark on what it has let through: the app calls the gate again, and there may be an outer gate.
-_PASSED: Final = "freeloop.passed"
 # After the close was sent nothing reaches the client any more; the app may clean up.
 _CLOSE_TIMEOUT: Final = 1.0
 
@@ -24,28 +22,25 @@ class WebSockets:
     """Runs WebSockets in scopes without a deadline.
 
     Args:
-        app: The application.
         on_end: Called when one has ended.
     """
 
-    def __init__(self, app: ASGIApp, on_end: Callable[[], None]) -> None:
-        self._app = app
+    def __init__(self, on_end: Callable[[], None]) -> None:
         self._on_end = on_end
         self._open: set[Scope] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    async def run(self, asgi: ASGIScope, receive: Receive, send: Send, route: str) -> None:
-        """Run one WebSocket."""
+    async def run(self, app: ASGIApp, asgi: ASGIScope, receive: Receive, send: Send, route: str) -> None:
+        """Run ``app`` for one WebSocket."""
         headers = dict(asgi["headers"])
         request_id = choose_request_id(headers.get(b"x-request-id"), headers.get(b"traceparent"))
         scope = Scope(request_id, kind="websocket", route=route)
         scope.enter()
-        asgi[_PASSED] = True
         self._open.add(scope)
         try:
-            await self._app(asgi, receive, send)
+            await app(asgi, receive, send)
         except asyncio.CancelledError:
             if scope.cause is None:
                 raise

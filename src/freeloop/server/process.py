@@ -91,13 +91,13 @@ class Server(uvicorn.Server):
         if not self._signalled:  # uvicorn's own limit of requests has stopped it
             self._begin()
             self.stop(time.monotonic(), at_once=False)
-        await self._wait(self._hurry.wait(), self._timetable.delay)
+        await self._wait(self._timetable.delay, self._hurry.wait())
         await self._stop_listening(sockets or [])
         self._close_connections()  # before answers end, so that their connections end with them
         self._drain.close_streams()
-        await self._wait_idle()
+        await self._wait(self._timetable.grace, self._run_out(), self._hurry.wait())
         self._drain.cancel()
-        await self._wait(self._run_out(), self._timetable.cleanup)
+        await self._wait(self._timetable.cleanup, self._run_out())
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await self.lifespan.shutdown()
@@ -135,20 +135,13 @@ class Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
-    async def _wait_idle(self) -> None:
-        """Wait until nothing runs, the grace is over, or somebody hurries."""
-        hurry = asyncio.ensure_future(self._hurry.wait())
-        idle = asyncio.ensure_future(self._run_out())
-        hurry.add_done_callback(lambda _: idle.cancel())
-        await self._wait(idle, self._timetable.grace)
-        hurry.cancel()
-
-    async def _wait(self, what: Coroutine[Any, Any, object] | asyncio.Future[Any], seconds: float) -> None:
-        """Wait for ``what``, at most until so many seconds after the signal; then cancel it."""
-        waiting = asyncio.ensure_future(what)
+    async def _wait(self, seconds: float, *what: Coroutine[Any, Any, object]) -> None:
+        """Wait until one has ended, at most until so many seconds after the signal; then cancel all."""
+        waiting = [asyncio.ensure_future(each) for each in what]
         left = self._signalled + seconds - time.monotonic()
-        await asyncio.wait([waiting], timeout=max(0.0, left))
-        waiting.cancel()
+        await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
 
     async def _run_out(self) -> None:
         """Wait until every answer has reached its client and nothing runs."""
