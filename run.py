@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command for everything: python3 run.py serve | test | lint | check | <any freeloop command>.
+"""One command for everything: python3 run.py serve | test | lint | check | docs | <any freeloop command>.
 
 It makes a virtual environment in this folder, installs the locked dependencies, and runs the command in it.
 Nothing but Python 3.11 or newer is needed; uv, where it is there, makes the first run faster.
@@ -29,12 +29,15 @@ def main(arguments):  # noqa: ANN001, ANN201, D103 - no annotations: old Pythons
         "test": [["-m", "pytest", *rest]],
         "lint": LINT,
         "check": [
+            ["-m", "handbook", "--write"],
             ["-m", "ruff", "format", "."],
             ["-m", "ruff", "check", "--fix", "."],
             *LINT[2:],
             ["-m", "pytest", *rest],
         ],
         "bench": [["-m", "bench", *rest]],
+        "screenshots": [["tests/browser/screenshots.py"]],
+        "docs": [["-m", "handbook", *rest]],
     }.get(command)
     if steps is None:
         execute([sibling(python, "freeloop"), command, *rest])

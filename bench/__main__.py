@@ -1,4 +1,7 @@
-"""python -m bench CASE… [--short] [--json FILE]: measure, and render what was measured into the docs."""
+"""python -m bench CASE… [--short] [--json FILE]: measure, and render what was measured into the docs.
+
+``--check`` measures a short form of what must not get worse, and fails where a ratio is beyond its bound.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench.cases import NAMES, Run
+from bench.cases import CHECKED, NAMES, Run
 from bench.machine import GENERATOR_CORE, describe, pin, raise_file_limit
 from bench.report import describe_machine, replace_block
 from bench.servers import ROOT
@@ -38,16 +41,11 @@ def main() -> None:
     files = raise_file_limit()
     machine = describe()
     pin(GENERATOR_CORE)
+    if arguments.check:
+        check(arguments.cases or CHECKED, arguments, files)
+        return
     for name in arguments.cases or NAMES:
-        with _data_dir() as folder:
-            run = Run(
-                short=arguments.short,
-                rounds=1 if arguments.short else arguments.rounds,
-                only=[part.lower() for part in arguments.only],
-                data_dir=folder,
-                files=files,
-                say=lambda text: print(text, file=sys.stderr, flush=True),
-            )
+        with _prepare(arguments, files) as run:
             measured[name] = {"machine": machine, **_load(name).measure(run)}
         if not arguments.short and not arguments.only:
             RESULTS.mkdir(exist_ok=True)
@@ -64,9 +62,32 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(measured, ensure_ascii=False, indent=1) + "\n", "utf-8")
     for result in measured.values():
-        for peer in result["peers"].values():
+        for peer in result.get("peers", {}).values():
             peer.pop("quantiles", None)  # for the figure, not for a reader of this line
     print(json.dumps(measured, ensure_ascii=False))
+
+
+def check(names: Sequence[str], arguments: argparse.Namespace, files: int) -> None:
+    """End with what is wrong, where a ratio is beyond its bound twice: a busy machine is so once."""
+    for name in names:
+        with _prepare(arguments, files) as run:
+            wrong = _load(name).check(run) and _load(name).check(run)
+        if wrong:
+            sys.exit("\n".join(wrong))
+        print(f"{name}: within its bounds", file=sys.stderr)
+
+
+@contextmanager
+def _prepare(arguments: argparse.Namespace, files: int) -> Iterator[Run]:
+    with _data_dir() as folder:
+        yield Run(
+            short=arguments.short,
+            rounds=1 if arguments.short else arguments.rounds,
+            only=[part.lower() for part in arguments.only],
+            data_dir=folder,
+            files=files,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
 
 
 def render(name: str, result: dict[str, Any]) -> None:
@@ -102,10 +123,15 @@ def _data_dir() -> Iterator[Path]:
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("cases", nargs="*", choices=NAMES, metavar="CASE", help=f"of {', '.join(NAMES)}; all")
-    parser.add_argument("--short", action="store_true", help="a few seconds; changes no file")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (3)")
+    parser.add_argument("--short", action="store_true", help="a few seconds each; changes no file")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each is measured (2)")
     parser.add_argument("--only", nargs="+", default=[], help="peers to run; changes no page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here as well")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"fail where ratios got worse, of {', '.join(CHECKED)}; changes no file",
+    )
     parser.add_argument(
         "--publish", action="store_true", help="write the pages also where the machine was not quiet"
     )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 Summary = Mapping[str, float]
 # Okabe and Ito's palette: told apart by colour-blind readers as well.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442", "#000000")
 
 
 def take_panels(count: int, *, widths: Sequence[float]) -> tuple[Figure, list[Axes]]:

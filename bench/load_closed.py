@@ -8,14 +8,16 @@ core of a FastAPI service answers.
 from __future__ import annotations
 
 import gc
+import heapq
 import select
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from bench.answers import is_complete, read_status
+from bench.answers import is_complete, read_pause, read_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Answers:
     """What came of a number of requests.
 
     Attributes:
-        count: How many were answered with status 200.
+        count: How many were answered with a status of success (2xx).
         failed: How many were answered otherwise.
         seconds: From the first request to the last answer.
     """
@@ -34,31 +36,45 @@ class Answers:
 
 
 class Callers:
-    """A number of callers of one path.
+    """A number of callers. One that is refused comes again when ``Retry-After`` says.
 
     Args:
         port: Where the server listens on 127.0.0.1.
-        path: What they ask for.
+        path: What they ask for; or several paths, each caller one, in turn.
         count: How many connections.
         timeout: Seconds that :meth:`ask` may take.
+        method: GET, or one that sends an empty body.
     """
 
-    def __init__(self, port: int, path: str, count: int, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        path: str | Sequence[str],
+        count: int,
+        *,
+        timeout: float = 60.0,
+        method: str = "GET",
+    ) -> None:
         self.port = port
         self.count = count
         self.timeout = timeout
         headers = f"Host: 127.0.0.1:{port}\r\nUser-Agent: freeloop-bench\r\nAccept: */*"
-        self._request = f"GET {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode()
+        paths = [path] if isinstance(path, str) else path
+        if method != "GET":
+            headers += "\r\nContent-Length: 0"
+        self._texts = [f"{method} {each} HTTP/1.1\r\n{headers}\r\n\r\n".encode() for each in paths]
+        self._requests: dict[int, bytes] = {}
         self._poller = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
 
     def __enter__(self) -> Self:
         gc.disable()
-        for _ in range(self.count):
+        for place in range(self.count):
             opened = socket.create_connection(("127.0.0.1", self.port), timeout=10)
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             opened.setblocking(False)
             self._sockets[opened.fileno()] = opened
+            self._requests[opened.fileno()] = self._texts[place % len(self._texts)]
             self._poller.register(opened, select.EPOLLIN)
         return self
 
@@ -80,6 +96,7 @@ class Callers:
             TimeoutError: It took too long.
         """
         free = deque(self._sockets)
+        resting: list[tuple[float, int]] = []
         buffers: dict[int, bytes] = {}
         sent = good = failed = 0
         started = time.perf_counter()
@@ -89,8 +106,11 @@ class Callers:
                 raise TimeoutError(
                     f"port {self.port}: expected {total} answers in {self.timeout} s, got {good + failed}"
                 )
+            while resting and resting[0][0] <= now:
+                free.append(heapq.heappop(resting)[1])
             while free and sent < total and (rate is None or sent / rate <= now):
-                self._sockets[free.popleft()].send(self._request)
+                number = free.popleft()
+                self._sockets[number].send(self._requests[number])
                 sent += 1
             waiting = 0.1 if rate is None or sent == total or not free else max(0.0, sent / rate - now)
             # epoll counts in milliseconds and rounds up: the last one is spent looking.
@@ -102,9 +122,10 @@ class Callers:
                 if not is_complete(answer):
                     buffers[number] = answer
                     continue
-                free.append(number)
-                if read_status(answer) == 200:
+                if 200 <= read_status(answer) < 300:
                     good += 1
+                    free.append(number)
                 else:
                     failed += 1
+                    heapq.heappush(resting, (now + read_pause(answer), number))
         return Answers(good, failed, time.perf_counter() - started)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from bench.load import Burst, count_unread
-from bench.servers import Running, stillness
+from bench.servers import Running, calmness
 
 
 def measure_waiting(server: Running, path: str, count: int, seconds: float) -> float | None:
@@ -23,13 +23,13 @@ def measure_waiting(server: Running, path: str, count: int, seconds: float) -> f
         burst.connect()
         server.wait_still()
         burst.send()
-        is_still = stillness(server)
+        is_calm = calmness(server)
         late = time.monotonic() + 0.5 * seconds
 
         def sample() -> None:
-            # Everything read, no CPU time used for a while, no answer yet: all requests wait. Stillness alone
-            # would not do: a server whose core is taken by another process looks still, too.
-            if is_still() and not waiting and time.monotonic() > late and not count_unread(server.port):
+            # Everything read, hardly any CPU time used for a while, no answer yet: all requests wait. Calm
+            # alone would not do: a server whose core is taken by another process looks calm, too.
+            if is_calm() and not waiting and time.monotonic() > late and not count_unread(server.port):
                 waiting.append(server.memory())
 
         burst.collect(sample)

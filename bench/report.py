@@ -42,15 +42,16 @@ def compare(
     for name, other in summaries.items():
         if name == ours:
             continue
-        if other["high"] < mine["low"]:
+        shown = [f"{each['median']:,.{digits}f}" for each in (mine, other)]
+        if shown[0] == shown[1]:
+            verdict = f"{ours} and {name} do not differ"
+        elif other["high"] < mine["low"]:
             verdict = f"**{name} is ahead**"
         elif other["low"] > mine["high"]:
             verdict = f"{ours} is ahead of {name}"
         else:
             verdict = f"{ours} and {name} do not differ by more than the spread"
-        verdicts.append(
-            f"{what}: {verdict} ({mine['median']:,.{digits}f} against {other['median']:,.{digits}f} {unit})."
-        )
+        verdicts.append(f"{what}: {verdict} ({shown[0]} against {shown[1]} {unit}).")
     return verdicts
 
 
@@ -78,3 +79,27 @@ def replace_block(page: Path, case: str, text: str) -> bool:
     _, _, after = rest.partition(end)
     page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", "utf-8")
     return True
+
+
+def judge(measured: dict[str, float], target: float) -> str:
+    """Return whether a target, the most that may be, was kept in all rounds."""
+    if measured["high"] <= target:
+        return "kept"
+    if measured["low"] > target:
+        return "**missed**"
+    return "kept in some rounds, **missed** in others"
+
+
+def judge_least(measured: dict[str, float], target: float) -> str:
+    """Return whether a target, the least that may be, was kept in all rounds."""
+    if measured["low"] >= target:
+        return "kept"
+    if measured["high"] < target:
+        return "**missed**"
+    return "kept in some rounds, **missed** in others"
+
+
+def say_rounds(rounds: int) -> str:
+    """Return the sentence that explains the numbers of a table."""
+    plural = "round" if rounds == 1 else "rounds"
+    return f"Median of {rounds} {plural}, in brackets the lowest and the highest."

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.family import read_memory
 from bench.machine import SERVER_CORE, on_core
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +54,8 @@ OUR_LISTENING = (
 OURS = Peer("Freeloop", ("-m", "freeloop", "serve", "--port", "0"), OUR_LISTENING)
 PLAIN = Peer("FastAPI, `async def`", run_uvicorn("bench.peers.plain_fastapi:app"))
 SYNC = Peer("FastAPI, `def`", run_uvicorn("bench.peers.sync_fastapi:app"))
+LITESTAR = Peer("Litestar", run_uvicorn("bench.peers.litestar_wait:app"))
+BLACKSHEEP = Peer("BlackSheep", run_uvicorn("bench.peers.blacksheep_wait:app"))
 AIOHTTP = Peer("aiohttp.web", ("-m", "bench.peers.aiohttp_web"))
 
 
@@ -81,10 +85,7 @@ class Running:
 
     def memory(self) -> int:
         """Return the proportional set size in bytes: what is shared counts by its share."""
-        for line in (self._proc / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError(f"{self._proc}/smaps_rollup: expected a line 'Pss:', found none")
+        return read_memory(self.process.pid)
 
     def wait_still(self, *, timeout: float = 15.0) -> None:
         """Wait until the server has used no CPU time for 50 ms: queued work and logs are done."""
@@ -103,6 +104,24 @@ def stillness(server: Running) -> Callable[[], bool]:
         return time.monotonic() - since >= 0.05
 
     return is_still
+
+
+def calmness(server: Running) -> Callable[[], bool]:
+    """Return a function that says whether the server used less than a fifth of its core in the last 0.3 s.
+
+    Servers that look at their waiting requests now and then are never still, but calm.
+    """
+    looks = deque([(time.monotonic(), server.cpu_clock())])
+
+    def is_calm() -> bool:
+        now, used = time.monotonic(), server.cpu_clock()
+        looks.append((now, used))
+        while now - looks[0][0] > 0.35:
+            looks.popleft()
+        since, before = looks[0]
+        return now - since >= 0.3 and used - before < 0.2 * (now - since)
+
+    return is_calm
 
 
 def wait_until(condition: Callable[[], bool], *, timeout: float, expected: str) -> None:
@@ -138,7 +157,7 @@ def start(peer: Peer, environment: Mapping[str, str], *, timeout: float = 60.0) 
             server.port = _wait_listening(peer, process, log, timeout)
             yield server
         finally:
-            _end(process)
+            end(process)
 
 
 def _wait_listening(peer: Peer, process: subprocess.Popen[bytes], log: Path, timeout: float) -> int:
@@ -155,7 +174,8 @@ def _wait_listening(peer: Peer, process: subprocess.Popen[bytes], log: Path, tim
         time.sleep(0.02)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process by its own id."""
     process.terminate()
     try:
         process.wait(20)

@@ -88,10 +88,13 @@ class Processes:
         given = ("--port", "0") if port else ()
         return self._start("uvicorn", *arguments, *given, cwd=cwd, environment=environment)
 
-    def _start(self, *command, cwd, environment):
+    def command(self, *arguments, cwd=TESTS, **environment):
+        return self._start("freeloop", *arguments, cwd=cwd, environment=environment)
+
+    def _start(self, *command, cwd, environment, module=True):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FREELOOP_")}
         process = subprocess.Popen(
-            [sys.executable, "-m", *map(str, command)],
+            [sys.executable, *(["-m"] if module else []), *map(str, command)],
             env={
                 **clean,
                 "PYTHONUNBUFFERED": "1",

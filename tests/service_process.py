@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from freeloop.testing.servers import wait_until_stopped
+from freeloop.testing.folders import wait_until_stopped
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT = 60
@@ -66,9 +66,9 @@ class Service:
         return code
 
 
-@pytest.fixture(scope="session")
-def data_dir():
-    """A data folder that the unprivileged user of the embedded server can reach, also as root."""
+@contextlib.contextmanager
+def make_data_dir():
+    """Make a data folder that the unprivileged user of the embedded server can reach, also as root."""
     folder = Path(tempfile.mkdtemp(prefix="freeloop-test-"))
     folder.chmod(0o755)
     yield folder
@@ -76,6 +76,13 @@ def data_dir():
     for server in (*folder.glob("postgresql"), *folder.glob("*/postgresql")):
         wait_until_stopped(server.parent)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The data folder of :func:`start` where a test gives no other."""
+    with make_data_dir() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

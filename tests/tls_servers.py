@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 import trustme
 
-from freeloop.testing.servers import GivenServer, find_programs
+from freeloop.testing.given_server import GivenServer
+from freeloop.testing.programs import find_programs
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,9 @@
     The figure docs/images/bench-NAME.svg, which ``document`` may show.
 ``summarize_for_readme(result, language) -> str``
     Optional: the block of the same markers in README.md (``en``) and README.zh-TW.md (``zh-TW``).
+``check(run) -> list[str]``
+    Of those in ``CHECKED``: what is wrong with the ratios between ours and a peer on a short form of it, with
+    bounds so wide that a busy machine does not matter.
 
 ``measure`` bounds everything it does in time and count, and leaves nothing running.
 """
@@ -20,11 +23,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.servers import Peer
 
-NAMES = ("wait", "cost", "overload")
+NAMES = ("wait", "fetch", "items", "query", "overhead", "overload", "watch", "tasks", "scale")
+CHECKED = ("overhead", "watch")
+
+
+T = TypeVar("T")
+
+
+def rotate(names: Sequence[T], number: int) -> list[T]:
+    """Return them beginning with another one for each number."""
+    first = number % max(1, len(names))
+    return [*names[first:], *names[:first]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +73,7 @@ class Run:
         chosen = self.choose(peers)
         results: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in chosen}
         for number in range(self.rounds):
-            first = number % len(chosen)
-            for peer in [*chosen[first:], *chosen[:first]]:
+            for peer in rotate(chosen, number):
                 self.say(f"round {number + 1} of {self.rounds}: {peer.name}")
                 results[peer.name].append(measure(peer))
         return results

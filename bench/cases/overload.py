@@ -49,11 +49,12 @@ class Steps:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    length = 2.0 if run.short else 20.0
+    length = 2.0 if run.short else 12.0
+    loads = (UNLOADED, *(LOADS[-1:] if run.short else LOADS))
     plans: Mapping[str, Steps] = {
-        OURS.name: Steps((UNLOADED, *LOADS), length),
-        PLAIN.name: Steps((UNLOADED, *LOADS), length),
-        LIMITED.name: Steps((UNLOADED, *LOADS), length),
+        OURS.name: Steps(loads, length),
+        PLAIN.name: Steps(loads, length),
+        LIMITED.name: Steps(loads, length),
         COLD.name: Steps((LOADS[-1],), length / 2),
         POOL.name: Steps((UNLOADED, LOADS[-1]), length / 2),
     }

@@ -10,7 +10,7 @@ from bench.cases import Run
 from bench.load import Burst
 from bench.memory import measure_waiting, warm_up
 from bench.report import compare, percentile, spread, summarize, table
-from bench.servers import AIOHTTP, OURS, PLAIN, SYNC, Peer, Running, start
+from bench.servers import AIOHTTP, BLACKSHEEP, LITESTAR, OURS, PLAIN, SYNC, Peer, Running, start
 
 TITLE = "10,000 waiting requests at once"
 _PATH = "/async-task"
@@ -39,7 +39,7 @@ def measure(run: Run) -> dict[str, Any]:
         with start_peer(peer, long) as server:
             return {**measured, **_measure_memory(server, long, count)}
 
-    rounds = run.alternate((OURS, PLAIN, AIOHTTP, SYNC), measure_peer)
+    rounds = run.alternate((OURS, PLAIN, AIOHTTP, LITESTAR, BLACKSHEEP, SYNC), measure_peer)
     return {
         "seconds": seconds,
         "count": count,

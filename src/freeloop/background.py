@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from freeloop.scope import Scope, choose_request_id, current_scope, name_of
@@ -20,15 +21,25 @@ logger = logging.getLogger("freeloop.background")
 class Background:
     """The background executions of one app.
 
+    Args:
+        cleanup_timeout: Seconds that the clean-up of child tasks may take before they are cancelled again.
+
     Attributes:
         failed: How many have failed so far.
         cut: Whether all were cancelled; what is started from then on is so too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, cleanup_timeout: float = 5.0) -> None:
         self.cut = False
-        self._running: dict[asyncio.Task[Any], Scope] = {}
+        self._cleanup_timeout = cleanup_timeout
+        self._running: dict[Scope, asyncio.Task[Any]] = {}
         self.failed = 0
+
+    def __contains__(self, scope: object) -> bool:
+        return scope in self._running
+
+    def __iter__(self) -> Iterator[Scope]:
+        return iter(tuple(self._running))
 
     def __len__(self) -> int:
         return len(self._running)
@@ -49,17 +60,19 @@ class Background:
         coroutine = function(*args, **kwargs)
         if not asyncio.iscoroutine(coroutine):
             raise TypeError(f"spawn expects an async function; {name_of(function)} is none")
+        if parent:
+            scope.wrote, scope.trace = parent.wrote, parent.trace
         if self.cut:
             scope.cause = "shutdown"
-        task = asyncio.get_running_loop().create_task(_run(scope, coroutine), name=scope.route)
-        self._running[task] = scope
-        task.add_done_callback(self._forget)
+        task = asyncio.get_running_loop().create_task(self._run(scope, coroutine), name=scope.route)
+        self._running[scope] = task
+        task.add_done_callback(partial(self._forget, scope))
         return task
 
     def cancel(self) -> None:
         """Cancel all, and what may still be started."""
         self.cut = True
-        for scope in self._running.values():
+        for scope in self._running:
             scope.cancel("shutdown")
 
     async def wait(self, seconds: float | None = None) -> bool:
@@ -71,13 +84,23 @@ class Background:
         try:
             async with asyncio.timeout(seconds):
                 while self._running:
-                    await asyncio.wait(list(self._running))
+                    await asyncio.wait(list(self._running.values()))
         except TimeoutError:
             return False
         return True
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        scope = self._running.pop(task)
+    async def _run(self, scope: Scope, coroutine: Coroutine[Any, Any, T]) -> T:
+        scope.enter()
+        if scope.cause is not None:  # cancelled before it began
+            scope.cancel(scope.cause)
+        try:
+            return await coroutine
+        finally:
+            await scope.end_children(self._cleanup_timeout)
+            scope.leave()
+
+    def _forget(self, scope: Scope, task: asyncio.Task[Any]) -> None:
+        del self._running[scope]
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed += 1
             logger.error(
@@ -85,14 +108,3 @@ class Background:
                 extra={"function": scope.route, "request_id": scope.id},
                 exc_info=error,
             )
-
-
-async def _run(scope: Scope, coroutine: Coroutine[Any, Any, T]) -> T:
-    scope.enter()
-    if scope.cause is not None:  # cancelled before it began
-        scope.cancel(scope.cause)
-    try:
-        return await coroutine
-    finally:
-        await scope.end_children()
-        scope.leave()

@@ -9,6 +9,7 @@
     │   └── MigrationError            a migration failed, or an applied one was changed
     ├── RequestError                  the caller can mend it
     │   ├── NotFound                  404
+    │   ├── Conflict                  409
     │   ├── PreconditionFailed        412
     │   ├── Unprocessable             422
     │   └── Unauthorized              401
@@ -16,18 +17,30 @@
     │   ├── DatabaseUnavailable       the server cannot be reached, or the connection broke
     │   ├── PoolTimeout               no connection came free in time
     │   └── ThreadsBusy               no thread came free in time
+    ├── InspectionFailed              a process did not answer what was asked of it
     ├── StatementTimeout              504
+    ├── TaskError                     500
+    │   ├── TaskFailed                a durable task has failed, for good
+    │   ├── TaskCancelled             it was cancelled
+    │   └── TaskLost                  another worker has it
     └── OutboundError                 502
         ├── UpstreamUnreachable       502, no connection, or it broke before the answer was complete
         ├── UpstreamTimeout           504
         ├── UpstreamStatus            502, the answer's status was an error
-        └── UpstreamBodyInvalid       502, the answer was too large or not what was asked for
+        ├── UrlRefused                422, a URL that a user supplied leads where calls may not go
+        ├── RedirectRefused           502, a redirect does
+        ├── UpstreamBodyInvalid       502, the answer was too large or not what was asked for
+        └── UpstreamNotCalled         503, with Retry-After: nothing was sent
+            ├── UpstreamSuspended     it failed too often, and is left alone for a while
+            └── UpstreamBusy          its turn did not come in time: the rate limit, or the calls at once
 
 Any room may import this module; it imports nothing of ours.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -105,6 +118,12 @@ class NotFound(RequestError):
     status = 404
 
 
+class Conflict(RequestError):
+    """The state of the resource does not allow it."""
+
+    status = 409
+
+
 class PreconditionFailed(RequestError):
     """``If-Match`` named a version that is no longer current."""
 
@@ -167,11 +186,39 @@ class ThreadsBusy(Unavailable):
     title = "No thread free"
 
 
+class InspectionFailed(FreeloopError):
+    """A process could not be looked into: there is none, or it did not answer."""
+
+    title = "No answer"
+
+
 class StatementTimeout(FreeloopError):
     """A statement ran longer than its time limit and was cancelled on the server."""
 
     status = 504
     title = "Database statement timed out"
+
+
+class TaskError(FreeloopError):
+    """A durable task has not come to the end that was waited for."""
+
+    title = "Task failed"
+
+
+class TaskFailed(TaskError):
+    """It has failed, and does not run again by itself."""
+
+
+class TaskCancelled(TaskError):
+    """It was cancelled."""
+
+    title = "Task cancelled"
+
+
+class TaskLost(TaskError):
+    """The execution is no longer the task's own: its worker was taken for dead, and another has it."""
+
+    title = "Task lost"
 
 
 class OutboundError(FreeloopError):
@@ -191,16 +238,49 @@ class OutboundError(FreeloopError):
 
 
 class UpstreamUnreachable(OutboundError):
-    """No connection could be made, or it broke before the answer was complete."""
+    """No connection could be made, or it broke before the answer was complete.
+
+    Args:
+        detail: What was called and how it failed.
+        source: The name of the configured source, where the call had one.
+        sent: Whether the request may have been sent; False: surely not, so that any may be sent again.
+        lasting: Whether it would fail in the same way again, at once: a certificate that is not trusted, a
+            client that is closed.
+        late: Whether the time was up that a connection may take.
+    """
 
     title = "Upstream unreachable"
 
+    def __init__(
+        self,
+        detail: str,
+        *,
+        source: str | None = None,
+        sent: bool = True,
+        lasting: bool = False,
+        late: bool = False,
+    ) -> None:
+        super().__init__(detail, source=source)
+        self.sent = sent
+        self.lasting = lasting
+        self.late = late
+
 
 class UpstreamTimeout(OutboundError):
-    """The answer was not complete within the time limit."""
+    """The answer was not complete within the time limit.
+
+    Args:
+        detail: What was called and how it failed.
+        source: The name of the configured source, where the call had one.
+        seconds: For how long the upstream was waited for; infinity where that is not known.
+    """
 
     status = 504
     title = "Upstream too slow"
+
+    def __init__(self, detail: str, *, source: str | None = None, seconds: float = math.inf) -> None:
+        super().__init__(detail, source=source)
+        self.seconds = seconds
 
 
 class UpstreamStatus(OutboundError):
@@ -219,7 +299,73 @@ class UpstreamStatus(OutboundError):
         self.upstream_status = upstream_status
 
 
+class UrlRefused(OutboundError):
+    """The URL is not one that a user may have called: nothing was sent."""
+
+    status = 422
+    title = "URL refused"
+
+
+class RedirectRefused(OutboundError):
+    """The upstream redirected to where the call may not go; the hop was not made."""
+
+    title = "Redirect refused"
+
+
 class UpstreamBodyInvalid(OutboundError):
     """The answer's body was larger than allowed, or not what was asked for."""
 
     title = "Upstream answered with an unusable body"
+
+
+class UpstreamNotCalled(OutboundError):
+    """The upstream was not called, by a decision of our own; nothing was sent.
+
+    Args:
+        detail: What was not called, why, and when it will be.
+        source: The name of the configured source, where the call had one.
+        retry_after: Whole seconds after which a retry is sensible; 1 at least.
+    """
+
+    status = 503
+    title = "Upstream not called"
+
+    def __init__(self, detail: str, *, source: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(detail, source=source)
+        self.retry_after = max(1, retry_after)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """``Retry-After`` in whole seconds."""
+        return {"Retry-After": str(self.retry_after)}
+
+
+class UpstreamSuspended(UpstreamNotCalled):
+    """Calls to the upstream failed too often; it is left alone for a while."""
+
+    title = "Upstream suspended"
+
+
+class UpstreamBusy(UpstreamNotCalled):
+    """The call's turn did not come in time: too many at once, or too many a second."""
+
+    title = "Too many calls to the upstream"
+
+
+def duplicate(error: BaseException) -> BaseException:
+    """Return an exception that says the same; raising either leaves the other's traceback alone.
+
+    It has the traceback so far, which leads to the place where the error occurred.
+    """
+    try:
+        twin = copy.copy(error)
+    except Exception:  # noqa: BLE001 - it takes other arguments than it keeps, as an exception may
+        try:
+            twin = type(error).__new__(type(error), *error.args)
+            twin.__dict__.update(error.__dict__)
+        except Exception:  # noqa: BLE001 - nothing of it may keep the others from hearing of it
+            return error
+    twin.__cause__ = error.__cause__
+    twin.__context__ = error.__context__
+    twin.__suppress_context__ = error.__suppress_context__
+    return twin.with_traceback(error.__traceback__)

@@ -10,9 +10,10 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections import deque
 from datetime import UTC, datetime
-from typing import Final, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import orjson
 import structlog
@@ -22,6 +23,8 @@ from freeloop.records import RequestRecord
 from freeloop.scope import current_scope
 
 _BATCH: Final = 100
+# What every record has, and what another handler's formatter leaves on it; all else the caller has added.
+_STANDARD: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 access_logger = logging.getLogger("freeloop.access")
 
 
@@ -101,6 +104,28 @@ class LogWriter(logging.Handler):
         return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
+class JsonFormatter(logging.Formatter):
+    """Makes one JSON object of a record: event, level, logger, time, and what the caller has added.
+
+    Each request writes a line, so it costs what the line needs and no more.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        event: dict[str, Any] = {
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "time": _tell_time(record.created),
+        }
+        event.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            event["stack"] = self.formatStack(record.stack_info)
+        return _dump(event)
+
+
 def configure_logs(
     *,
     format: Literal["auto", "json", "console"],  # noqa: A002 - named as the setting is
@@ -116,28 +141,8 @@ def configure_logs(
     """
     stream = stream or sys.stderr
     as_json = format == "json" or (format == "auto" and not stream.isatty())
-    renderer = (
-        structlog.processors.JSONRenderer(serializer=_dump)
-        if as_json
-        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
-    )
     writer = LogWriter(stream)
-    writer.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[
-                structlog.stdlib.add_log_level,
-                structlog.stdlib.add_logger_name,
-                _add_time,
-                structlog.stdlib.ExtraAdder(),
-                _remove_formatted,
-            ],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *([structlog.processors.format_exc_info] if as_json else []),
-                renderer,
-            ],
-        )
-    )
+    writer.setFormatter(JsonFormatter() if as_json else _make_console_formatter(colors=stream.isatty()))
     root = logging.getLogger()
     root.handlers = [writer]
     root.setLevel(level.upper())
@@ -164,10 +169,30 @@ def log_request(record: RequestRecord) -> None:
         access_logger.handle(line)
 
 
+def _make_console_formatter(*, colors: bool) -> logging.Formatter:
+    """Return what makes a line for people of a record."""
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            _add_time,
+            structlog.stdlib.ExtraAdder(),
+            _remove_formatted,
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.dev.ConsoleRenderer(colors=colors),
+        ],
+    )
+
+
+def _tell_time(created: float) -> str:
+    return datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _add_time(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     record = event.get("_record")
-    when = datetime.fromtimestamp(record.created, UTC) if record else datetime.now(UTC)
-    event["time"] = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    event["time"] = _tell_time(record.created if record else time.time())
     return event
 
 
@@ -178,7 +203,7 @@ def _remove_formatted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _dump(event: EventDict, **_: object) -> str:
+def _dump(event: dict[str, Any]) -> str:
     try:
         return orjson.dumps(event, default=repr).decode()
     except TypeError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,31 +17,71 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 
 
+class Durations:
+    """How often something took how long: a histogram in plain numbers, for one thread.
+
+    Args:
+        bounds: The upper ends of its buckets, in seconds, rising.
+
+    Attributes:
+        count: How often.
+        seconds: How long all took together.
+    """
+
+    __slots__ = ("_bounds", "_buckets", "count", "seconds")
+
+    def __init__(self, bounds: Sequence[float] = _BOUNDS) -> None:
+        self._bounds = bounds
+        self._buckets = [0] * (len(bounds) + 1)
+        self.count = 0
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self._buckets[bisect_left(self._bounds, seconds)] += 1
+        self.count += 1
+        self.seconds += seconds
+
+    def list_buckets(self) -> list[tuple[str, int]]:
+        """Return how many took no longer than each bound, as Prometheus wants them."""
+        return list(zip((*map(str, self._bounds), "+Inf"), accumulate(self._buckets), strict=True))
+
+
+Values: TypeAlias = (
+    float
+    | Mapping[str, Durations]
+    | Mapping[tuple[()], Durations]
+    | Mapping[str, float]
+    | Mapping[tuple[str, ...], float]
+)
+
+
 class Reading(NamedTuple):
     """A value that is read at each exposition.
 
     Attributes:
         name: Its name in Prometheus' way; one that ends with ``_total`` is a counter, any other a gauge.
         says: What it is.
-        read: Returns the value; with a label, one value per value of the label.
-        label: The name of the label; empty: it has none.
+        read: Returns the value; with a label, one value per value of the label; an empty mapping: none now.
+            Of :class:`Durations` it is a histogram.
+        label: The name of the label, or the names of several; empty: it has none. A histogram without one is
+            read with the empty tuple.
     """
 
     name: str
     says: str
-    read: Callable[[], float | Mapping[str, float]]
-    label: str = ""
+    read: Callable[[], Values]
+    label: str | tuple[str, ...] = ""
 
 
 class _Route:
     """What was counted for one route."""
 
-    __slots__ = ("buckets", "cancelled", "seconds", "spent", "statuses")
+    __slots__ = ("cancelled", "durations", "spent", "statuses")
 
     def __init__(self) -> None:
         self.statuses: dict[tuple[str, int], int] = {}
-        self.buckets = [0] * (len(_BOUNDS) + 1)
-        self.seconds = 0.0
+        self.durations = Durations()
         self.spent: dict[str, float] = {}
         self.cancelled: dict[str, int] = {}
 
@@ -70,8 +110,7 @@ class Metrics(Collector):
             route = self._routes[record.route] = _Route()
         key = (record.method if record.method in _METHODS else "(other)", record.status)
         route.statuses[key] = route.statuses.get(key, 0) + 1
-        route.buckets[bisect_left(_BOUNDS, record.duration)] += 1
-        route.seconds += record.duration
+        route.durations.add(record.duration)
         spent = route.spent
         for kind, seconds in record.times.items():
             spent[kind] = spent.get(kind, 0.0) + seconds
@@ -87,11 +126,14 @@ class Metrics(Collector):
         yield from self._collect_requests()
         for reading in self._readings:
             values = reading.read()
+            if isinstance(values, Mapping) and any(isinstance(value, Durations) for value in values.values()):
+                yield _collect_durations(reading, cast("Mapping[str, Durations]", values))
+                continue
             family_of = CounterMetricFamily if reading.name.endswith("_total") else GaugeMetricFamily
             if isinstance(values, Mapping):
-                family = family_of(reading.name, reading.says, labels=[reading.label])
+                family = family_of(reading.name, reading.says, labels=_several(reading.label))
                 for label, value in values.items():
-                    family.add_metric([label], value)
+                    family.add_metric(_several(label), cast("float", value))
                 yield family
             else:
                 yield family_of(reading.name, reading.says, value=values)
@@ -119,8 +161,8 @@ class Metrics(Collector):
             name = template or "(none)"
             for (method, status), count in route.statuses.items():
                 requests.add_metric((method, name, str(status)), count)
-            counts = zip((*map(str, _BOUNDS), "+Inf"), accumulate(route.buckets), strict=True)
-            durations.add_metric((name,), buckets=list(counts), sum_value=route.seconds)
+            measured = route.durations
+            durations.add_metric((name,), buckets=measured.list_buckets(), sum_value=measured.seconds)
             for kind, seconds in route.spent.items():
                 spent.add_metric((name, kind), seconds)
             for cause, count in route.cancelled.items():
@@ -130,3 +172,14 @@ class Metrics(Collector):
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _collect_durations(reading: Reading, values: Mapping[str, Durations]) -> Metric:
+    family = HistogramMetricFamily(reading.name, reading.says, labels=_several(reading.label))
+    for label, durations in values.items():
+        family.add_metric(_several(label), buckets=durations.list_buckets(), sum_value=durations.seconds)
+    return family
+
+
+def _several(labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (labels,) if isinstance(labels, str) else labels

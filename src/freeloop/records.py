@@ -34,3 +34,24 @@ class RequestRecord(NamedTuple):
     client: str
     cause: str = ""
     times: Mapping[str, float] = MappingProxyType({})
+
+
+class HeldIdle(NamedTuple):
+    """A line of code that waits for something else while a transaction of its own holds a connection.
+
+    Attributes:
+        place: The line, as ``file:line in function``.
+        route: The route's template, or the name of a background function; empty outside of any scope.
+        awaited: What it waits for: ``upstream``, ``thread``, another ``connection``; empty where that is not
+            known and took over a second.
+        transaction: The line that began the transaction.
+        times: How often that was so.
+        longest: For how long the connection was not used, in seconds, at most.
+    """
+
+    place: str
+    route: str
+    awaited: str
+    transaction: str
+    times: int
+    longest: float

@@ -9,29 +9,33 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import random
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from freeloop.ledger import APP, Kind, Ledger
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Cause: TypeAlias = Literal["deadline", "disconnect", "shutdown"]
+Cause: TypeAlias = Literal["deadline", "disconnect", "shutdown", "request", "lost"]
 
 logger = logging.getLogger("freeloop.scope")
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._~-]{1,128}")
 # W3C Trace Context: version-traceid-parentid-flags, lower-case hex, an all-zero trace id is invalid.
 _TRACEPARENT: Final = re.compile(
-    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})"
 )
+_TRACESTATE: Final = re.compile(rb"[\x20-\x7e]{1,512}")  # what must be passed on at least, and is a header
 # Whose frames are never the place that borrowed something: they borrow on behalf of others.
 _LENDERS: Final = (
     "freeloop.database",
@@ -42,8 +46,25 @@ _LENDERS: Final = (
 )
 _DEEPEST: Final = 20
 _PLUMBING: Final = frozenset(
-    {"contextlib", "threading", "asyncio", "anyio", "starlette", "fastapi", "concurrent"}
+    {
+        *("contextlib", "threading", "asyncio", "anyio", "starlette", "fastapi", "concurrent"),
+        *("httpx2", "openai", "anthropic"),  # which call through freeloop.outbound.httpx_transport
+    }
 )
+
+
+class Trace(NamedTuple):
+    """The trace that the caller of a unit of work named, as W3C Trace Context writes it.
+
+    Attributes:
+        id: 32 hex digits.
+        flags: Two hex digits.
+        state: The value of ``tracestate``; empty for none.
+    """
+
+    id: str
+    flags: str
+    state: str
 
 
 class Lease:
@@ -53,21 +74,27 @@ class Lease:
         kind: What was borrowed: ``connection``, ``upstream`` or ``thread``.
         name: Which one: the pool's name, the URL's host.
         since: When, in seconds of :func:`time.monotonic`.
+        idle_since: Since when it lies unused, in the same seconds; None while it is used, or where whoever
+            has lent it does not tell.
+        awaited: What the scope has borrowed beside it while it lay unused, each line of code once.
     """
 
-    __slots__ = ("_code", "_held", "_line", "kind", "name", "since")
+    __slots__ = ("_code", "_held", "_line", "awaited", "idle_since", "kind", "name", "since")
 
-    def __init__(self, held: dict[Lease, None] | None, kind: str, name: str) -> None:
+    def __init__(self, held: dict[Lease, None] | None, kind: str, name: str, inside: int = 0) -> None:
         self.kind = kind
         self.name = name
         self.since = time.monotonic()
+        self.idle_since: float | None = None
+        self.awaited: dict[tuple[CodeType | None, int], Lease] | None = None
         self._held = held
         self._code: CodeType | None = None
         self._line = 0
         if held is not None:
             held[self] = None
             # Only the code and the line are kept: a frame would keep everything alive that it holds.
-            frame = _find_borrower(sys._getframe(2))
+            # Each frame that is looked at is made an object of, which costs more than all else here.
+            frame = _find_borrower(sys._getframe(2 + inside))
             if frame is not None:
                 self._code, self._line = frame.f_code, frame.f_lineno
 
@@ -77,6 +104,25 @@ class Lease:
         if self._code is None:
             return ""
         return f"{self._code.co_filename}:{self._line} in {self._code.co_qualname}"
+
+    def rest(self) -> None:
+        """Say that it lies unused from now on."""
+        self.idle_since = time.monotonic()
+
+    def use(self) -> None:
+        """Say that it is used from now on."""
+        self.idle_since = self.awaited = None
+
+    def note(self, lease: Lease) -> None:
+        """Note that the scope borrows something else, where this lies unused meanwhile."""
+        if self.idle_since is not None:
+            self.awaited = {} if self.awaited is None else self.awaited
+            self.awaited.setdefault((lease._code, lease._line), lease)
+
+    @property
+    def held(self) -> bool:
+        """Whether a scope holds it still."""
+        return self._held is not None and self in self._held
 
     def release(self) -> None:
         """Give it back; idempotent."""
@@ -113,17 +159,23 @@ class Scope:
 
     Attributes:
         id: The request id: printable ASCII, at most 128 characters; echoed in ``X-Request-ID``.
-        kind: ``http``, ``websocket`` or ``background``.
+        kind: ``http``, ``websocket``, ``background`` or ``task``.
         route: The route's template such as ``/items/{item_id}``, or the name of a background function.
         started: When it began, in seconds of :func:`time.monotonic`.
         deadline: When its time is over, in seconds of :func:`time.monotonic`; None: never.
         critical: Whether it may wait for nothing that others use up (health checks).
-        cause: Why it was cancelled; None while it was not.
+        trace: The trace that its caller named; None: it named none.
+        cause: Why it was cancelled; None while it was not. Of a durable task also ``request``: somebody asked
+            for it; and ``lost``: another worker has it.
+        wrote: When the latest write to a database ended that its read replicas must have, in seconds of
+            :func:`time.monotonic`; minus infinity: there was none.
     """
 
     # Defaults on the class: most requests never set them, and a request makes one scope.
     critical: bool = False
+    trace: Trace | None = None
     cause: Cause | None = None
+    wrote: float = -math.inf
     _task: asyncio.Task[Any] | None = None
     _ledger: Ledger | None = None
     _leases: dict[Lease, None] | None = None
@@ -150,6 +202,16 @@ class Scope:
     def leave(self) -> None:
         """Let go of the task, whose context holds the scope: a ring would wait for the garbage collector."""
         self._task = None
+
+    @property
+    def entered(self) -> bool:
+        """Whether a task runs it now."""
+        return self._task is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or has not begun."""
+        return self._task is None
 
     def remaining(self) -> float | None:
         """Return the seconds until the deadline, at least 0; None: there is no deadline."""
@@ -196,10 +258,20 @@ class Scope:
         """The child tasks that run now."""
         return tuple(self._children or ())
 
-    def borrow(self, kind: str, name: str) -> Lease:
-        """Note that something is borrowed until the lease is released."""
+    def borrow(self, kind: str, name: str, inside: int = 0) -> Lease:
+        """Note that something is borrowed until the lease is released.
+
+        Args:
+            kind: As of the lease.
+            name: As of the lease.
+            inside: How many of the innermost calls are the lender's own, which saves looking at them.
+        """
         leases = self._leases = {} if self._leases is None else self._leases
-        return Lease(leases, kind, name)
+        lease = Lease(leases, kind, name, inside)
+        if len(leases) > 1:
+            for held in leases:
+                held.note(lease)
+        return lease
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -263,16 +335,60 @@ def current_scope() -> Scope | None:
     return _current.get()
 
 
+def scope_of(context: Context) -> Scope | None:
+    """Return the scope that code in this context runs under; None: under none."""
+    return context.get(_current)
+
+
+def scope_in(context: Context) -> Scope | None:
+    """Return the scope that code in a context runs under, such as another task's; None outside."""
+    return context.get(_current)
+
+
+class Work(NamedTuple):
+    """The unit of work that a thread works for.
+
+    Attributes:
+        route: As of its scope.
+        id: As of its scope.
+        kind: As of its scope.
+    """
+
+    route: str
+    id: str
+    kind: str
+
+
+_work: Final[dict[int, Work | None]] = {}
+
+
+def note_thread() -> None:
+    """Note whom this thread works for now: it is asked for once the thread is suspected."""
+    scope = _current.get()
+    _work[threading.get_ident()] = None if scope is None else Work(scope.route, scope.id, scope.kind)
+
+
+def find_work(thread: int) -> Work | None:
+    """Return whom a thread works for, by its ident, or has worked for last; None: that is not known."""
+    return _work.get(thread)
+
+
 def spend(kind: Kind) -> Spending:
     """Book the time of a ``with`` block in the current scope, where there is one."""
     scope = _current.get()
     return Spending(None, kind) if scope is None else scope.spend(kind)
 
 
-def borrow(kind: str, name: str) -> Lease:
-    """Note in the current scope, where there is one, that something is borrowed."""
+def borrow(kind: str, name: str, inside: int = 0) -> Lease:
+    """Note in the current scope, where there is one, that something is borrowed.
+
+    Args:
+        kind: As of the lease.
+        name: As of the lease.
+        inside: How many of the innermost calls are the lender's own for sure, which saves looking at them.
+    """
     scope = _current.get()
-    return Lease(None, kind, name) if scope is None else scope.borrow(kind, name)
+    return Lease(None, kind, name) if scope is None else scope.borrow(kind, name, inside)
 
 
 @overload
@@ -334,6 +450,20 @@ def choose_request_id(request_id: bytes | None, traceparent: bytes | None) -> st
     return f"{_PROCESS}{next(_requests):016x}"
 
 
+def read_trace(traceparent: bytes, tracestate: bytes | None) -> Trace | None:
+    """Return the trace that a caller names; None where its ``traceparent`` is not valid.
+
+    Args:
+        traceparent: The value of the header.
+        tracestate: That of the other one, or None; what is not valid is left out.
+    """
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None:
+        return None
+    state = tracestate if tracestate is not None and _TRACESTATE.fullmatch(tracestate) else b""
+    return Trace(match[1].decode("ascii"), match[2].decode("ascii"), state.decode("ascii"))
+
+
 def _find_borrower(frame: FrameType | None) -> FrameType | None:
     """Return the innermost frame of the app's own code."""
     while frame is not None:
@@ -345,5 +475,9 @@ def _find_borrower(frame: FrameType | None) -> FrameType | None:
 
 def is_apps(frame: FrameType) -> bool:
     """Return whether a frame is of the app's own code, neither ours nor the framework's."""
-    module = frame.f_globals.get("__name__", "")
-    return not module.startswith(_LENDERS) and module.partition(".")[0] not in _PLUMBING
+    return _is_apps_module(frame.f_globals.get("__name__", ""))
+
+
+@lru_cache(maxsize=4096)  # asked for each thing that is borrowed
+def _is_apps_module(name: str) -> bool:
+    return not name.startswith(_LENDERS) and name.partition(".")[0] not in _PLUMBING

@@ -1,17 +1,18 @@
 """Every setting, once: ``FREELOOP_*`` variables, a ``.env`` file and flags, in that rising order.
 
-Frozen, validated at the start, passed in as plain values. It imports ``errors`` only.
+Frozen, validated at the start, passed in as plain values. It imports ``errors`` and ``source`` only.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic.config import JsonDict
@@ -26,11 +27,12 @@ from pydantic_settings import (
 )
 
 from freeloop.errors import SettingsError
+from freeloop.source import OPTIONS, Source
 
 PREFIX: Final = "FREELOOP_"
 _MASK: Final = "********"
 # What may hold a password: not shown where it is wrong, since then its parts are not known.
-_SECRETS: Final = frozenset({"token", "database_url", "sources"})
+_SECRETS: Final = frozenset({"token", "database_url", "database_direct_url", "database_read_url", "sources"})
 
 
 def _none(value: object) -> object:
@@ -38,14 +40,37 @@ def _none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "none" else value
 
 
-def _pairs(value: object) -> object:
-    """Read ``name=url,name=url``."""
-    if not isinstance(value, str):
+def _read_sources(value: object) -> object:
+    """Read ``name=url,name=url``, or a JSON object of URLs and options by name."""
+    if isinstance(value, str):
+        value = _read_json(value) if value.startswith("{") else _read_pairs(value)
+    if not isinstance(value, Mapping):
         return value
+    return {name: {"url": said} if isinstance(said, str) else said for name, said in value.items()}
+
+
+def _read_pairs(value: str) -> dict[str, str]:
     pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
     if any(not name or not url for name, _, url in pairs):
         raise ValueError("each source is name=url")
     return {name.strip(): url.strip() for name, _, url in pairs}
+
+
+def _read_json(value: str) -> object:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON at character {error.pos}") from None  # its own text shows what is there
+
+
+def _reasons(value: object) -> object:
+    """Read ``file.py:function=reason; file.py:function=reason``."""
+    if not isinstance(value, str):
+        return value
+    entries = [entry.strip().partition("=") for entry in value.split(";") if entry.strip()]
+    if any(":" not in place or not reason.strip() for place, _, reason in entries):
+        raise ValueError("each entry is file.py:function=reason")
+    return {place.strip(): reason.strip() for place, _, reason in entries}
 
 
 def _default_data_dir() -> Path:
@@ -55,6 +80,16 @@ def _default_data_dir() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "freeloop"
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "freeloop"
+
+
+def _default_runtime_dir() -> Path:
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/run/freeloop")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return Path(runtime, "freeloop")
+    # Whose it is and who may enter is looked at before it is used: see freeloop.inspection.folder.
+    return Path(tempfile.gettempdir(), f"freeloop-{getattr(os, 'getuid', int)()}")
 
 
 def _setting(  # Pydantic's Field is typed in the same way
@@ -71,6 +106,7 @@ def _setting(  # Pydantic's Field is typed in the same way
     return Field(default=default, description=says, json_schema_extra=extra, **bounds)
 
 
+NonePath = Annotated[Path | None, BeforeValidator(_none)]
 NoneFloat = Annotated[float | None, BeforeValidator(_none)]
 
 
@@ -101,13 +137,48 @@ class Settings(BaseSettings):
     data_dir: Path = _setting(
         _default_data_dir, "Folder of the embedded PostgreSQL.", "a folder that can be made or written to"
     )
+    runtime_dir: NonePath = _setting(
+        _default_runtime_dir,
+        "Folder of the sockets that freeloop ps asks, closed to other users.",
+        "a folder with a short path, or 'none' for no sockets",
+    )
     database_url: SecretStr | None = _setting(
         None,
         "PostgreSQL 14 or newer; empty runs the embedded one.",
         "postgresql://user:password@host:port/database, or empty",
     )
+    database_pooler: Literal["none", "session", "transaction"] = _setting(
+        "none",
+        "What stands at FREELOOP_DATABASE_URL in front of PostgreSQL: PgBouncer's pool_mode.",
+        "none, session or transaction",
+    )
+    database_direct_url: SecretStr | None = _setting(
+        None,
+        "PostgreSQL itself, past a pooler, for LISTEN and migrations; needed in transaction mode.",
+        "postgresql://user:password@host:port/database, or empty",
+    )
+    database_read_url: SecretStr | None = _setting(
+        None,
+        "Streaming replicas, one a host, that answer db.read; empty lets the primary do so.",
+        "postgresql://user:password@host:port,host:port/database, or empty",
+    )
     database_pool_size: int = _setting(
         10, "Connections of this process.", "1 to 1000", unit="connections", ge=1, le=1000
+    )
+    database_reserve: int = _setting(
+        5,
+        "Connections that are left to others: psql, a backup, monitoring, migrations.",
+        "0 to 1000",
+        unit="connections",
+        ge=0,
+        le=1000,
+    )
+    replicas: int = _setting(
+        1,
+        "Machines or containers that run this app at once, those of a rolling deploy included.",
+        "1 to 10000",
+        ge=1,
+        le=10_000,
     )
     database_acquire_timeout: float = _setting(
         2.0, "How long a request waits for a connection.", "over 0, at most 300", unit="s", gt=0, le=300
@@ -180,10 +251,11 @@ class Settings(BaseSettings):
         ge=0.1,
         le=3600,
     )
-    sources: Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)] = _setting(
+    sources: Annotated[dict[str, dict[str, Any]], NoDecode, BeforeValidator(_read_sources)] = _setting(
         dict,
         "External APIs that /fetch-data may call, the first by default; empty runs the bundled sample.",
-        "name=url,name=url with http or https URLs; a comma in a URL is written %2C",
+        "name=url,name=url with http or https URLs (a comma in a URL is written %2C), or "
+        '{"name": {"url": "…", "timeout": 5}}',
     )
     fetch_timeout: float = _setting(
         10.0, "How long one call to an external API may take.", "over 0, at most 300", unit="s", gt=0, le=300
@@ -215,6 +287,25 @@ class Settings(BaseSettings):
         ge=1,
         le=1000,
     )
+    watch: bool = _setting(True, "Find what blocks the event loop.", "true or false")
+    watch_threshold: float = _setting(
+        0.1,
+        "From how long on the event loop counts as blocked.",
+        "0.02 to 60",
+        unit="s",
+        ge=0.02,
+        le=60,
+    )
+    watch_backstop: bool = _setting(
+        True,
+        "Use SIGALRM and a timer on the CPU clock of the loop's thread for what holds the GIL.",
+        "true or false",
+    )
+    watch_ignore: Annotated[dict[str, str], NoDecode, BeforeValidator(_reasons)] = _setting(
+        dict,
+        "Functions that may block the event loop, each with the reason.",
+        "file.py:function=reason; file.py:function=reason",
+    )
     changes_retention: float = _setting(
         86400.0,
         "How long the change log and idempotency keys are kept.",
@@ -222,6 +313,35 @@ class Settings(BaseSettings):
         unit="s",
         ge=60,
         le=31536000,
+    )
+    worker: Literal["inline", "none"] = _setting(
+        "inline",
+        "Whether this process runs tasks beside its requests; 'freeloop worker' runs them alone.",
+        "inline or none",
+    )
+    worker_concurrency: int = _setting(
+        100,
+        "Tasks that a worker runs at once; each plain 'def' one has a thread.",
+        "1 to 10000",
+        unit="tasks",
+        ge=1,
+        le=10_000,
+    )
+    worker_heartbeat_timeout: float = _setting(
+        4.0,
+        "How long a worker may give no sign of life before others take its tasks over.",
+        "0.5 to 300",
+        unit="s",
+        ge=0.5,
+        le=300,
+    )
+    tasks_retention: float = _setting(
+        604_800.0,
+        "How long tasks are kept after their end, and their keys with them.",
+        "60 to 315360000",
+        unit="s",
+        ge=60,
+        le=315_360_000,
     )
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto",
@@ -233,7 +353,7 @@ class Settings(BaseSettings):
     )
     access_log: bool = _setting(True, "Log one record a request.", "true or false")
 
-    @field_validator("database_url")
+    @field_validator("database_url", "database_direct_url", "database_read_url")
     @classmethod
     def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
         # Without urlsplit: its errors quote the password.
@@ -243,15 +363,17 @@ class Settings(BaseSettings):
 
     @field_validator("sources")
     @classmethod
-    def _check_sources(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, url in value.items():
+    def _check_sources(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, options in value.items():
+            for option in options:
+                if option not in OPTIONS:
+                    raise ValueError(f"source '{name}' has no option '{option}'; it has {', '.join(OPTIONS)}")
             try:
-                parts = urlsplit(url)
-                usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
-            except ValueError:  # which quotes the password
-                usable = False
-            if not usable:
-                raise ValueError(f"source '{name}' has no http or https URL")
+                url = Source(**options).url
+            except ValueError as error:
+                raise ValueError(f"source '{name}': {error}") from None
+            if not url:
+                raise ValueError(f"source '{name}' has no url")
         return value
 
     @classmethod
@@ -350,14 +472,19 @@ def display(name: str, value: object) -> str:
     if value is None:
         return "" if name in _SECRETS else "none"
     if isinstance(value, SecretStr):
-        if name != "database_url":
+        if not name.endswith("_url"):
             return _MASK
         return mask_url(value.get_secret_value())
     if isinstance(value, dict):
-        return ",".join(f"{key}={mask_url(url)}" for key, url in value.items())
+        return ",".join(_display_source(key, **options) for key, options in value.items())
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def _display_source(name: str, *, url: str, **options: object) -> str:
+    said = ", ".join(f"{option}={value}" for option, value in options.items())
+    return f"{name}={mask_url(url)}" + (f" ({said})" if said else "")
 
 
 def mask_url(url: str) -> str:

@@ -94,7 +94,6 @@ EXCHANGES = {
         request("GET", "/a%20b%2Fc?x=%C3%A9"),
         b"GET /sync HTTP/1.0\r\n\r\n",
         b"GET /sync HTTP/1.1\r\nHost: a\r\n\r\n" * 2 + request("GET", "/items/3"),  # in one connection
-        b"NONSENSE\r\n\r\n",
         handshake("/ws", "Sec-WebSocket-Protocol: chat")
         + frame(1, b"text")
         + frame(2, b"bytes")
@@ -512,3 +511,14 @@ def test_log_lines_are_json(processes, folder):
     app.stop(timeout=BOUND)
     for line in app.lines:
         json.loads(line)
+
+
+@pytest.mark.parametrize("option", [(), ("--workers", "2")], ids=["one process", "two workers"])
+def test_what_looks_like_a_setting_and_is_none_is_told_once(processes, folder, option):
+    app = processes.freeloop(*option, cwd=folder(main=app_text("x")), FREELOOP_DEADLIN=5)
+    assert app.get("/").status == 200
+    assert app.stop() == 0
+    lines = [record for record in app.records if "FREELOOP_DEADLIN" in record.get("event", "")]
+    assert [(line["level"], line["event"]) for line in lines] == [
+        ("warning", "FREELOOP_DEADLIN is not a setting; is FREELOOP_DEADLINE meant?")
+    ]

@@ -135,8 +135,8 @@ async def test_probes_metrics_and_docs(client):
     async with client.get("/metrics") as answer:
         assert answer.status == 200
         assert 'freeloop_requests_total{method="GET",route="/livez",status="200"}' in await answer.text()
-    async with client.get("/docs") as answer:
-        assert answer.status == 200
+    async with client.get("/") as answer:
+        assert (answer.status, answer.url.path) == (200, "/docs")
 
 
 async def test_every_request_is_one_access_record(client, service):

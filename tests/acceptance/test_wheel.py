@@ -24,10 +24,14 @@ def wheel(tmp_path_factory):
     return next(target.glob("*.whl"))
 
 
-def test_the_wheel_holds_migrations_and_sample_data(wheel):
+def test_the_wheel_holds_migrations_templates_static_files_and_sample_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "freeloop/service/migrations/0001-items.sql" in names
     assert any(name.startswith("freeloop/service/sample/") and name.endswith(".json") for name in names)
+    for folder in ("console/templates", "console/static", "console/catalogue", "service/static/swagger-ui"):
+        files = (ROOT / "src" / "freeloop" / folder).rglob("*")
+        missing = {str(each.relative_to(ROOT / "src")) for each in files if each.is_file()} - set(names)
+        assert not missing
     assert "freeloop/py.typed" in names
     assert not [name for name in names if "__pycache__" in name or "tests" in name]
 
@@ -53,7 +57,7 @@ def test_the_installed_wheel_serves_from_another_folder(wheel, start, tmp_path):
 
     async def read(url):
         async with aiohttp.ClientSession(url) as client:
-            for path in ("/readyz", "/fetch-data", "/items"):
+            for path in ("/readyz", "/fetch-data", "/items", "/docs", "/console"):
                 async with client.get(path) as answer:
                     assert answer.status == 200, await answer.text()
 

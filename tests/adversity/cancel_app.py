@@ -113,7 +113,7 @@ async def children():
 async def left():
     """Say what is out, this request itself aside."""
     state.scopes = {scope for scope in state.scopes if scope.leases or scope.children}
-    threads = kit._threads
+    threads = kit._resources.threads.get()
     return {
         "leases": [str(lease) for scope in state.scopes for lease in scope.leases],
         "children": sum(len(scope.children) for scope in state.scopes),

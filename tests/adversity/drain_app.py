@@ -96,6 +96,29 @@ def build():  # noqa: PLR0915 - a list of routes
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
+    @app.get("/late")
+    async def late():
+        """Released in the drain delay, it begins its stream when the others have ended."""
+        tell("late")
+        await app.state.release.wait()
+        await asyncio.sleep(0.7)
+        return await stream()
+
+    @app.get("/flood")
+    async def flood():
+        async def body():
+            async with visible("flood"):
+                while True:
+                    yield b"data: " + b"x" * 100_000 + b"\n\n"
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    @app.get("/flood/events", response_class=EventSourceResponse)
+    async def flood_of_events():
+        async with visible("flood"):
+            while True:
+                yield "x" * 100_000
+
     @app.websocket("/ws")
     async def ws(socket: WebSocket):
         await socket.accept()

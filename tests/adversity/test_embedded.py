@@ -16,7 +16,7 @@ import pytest
 
 from freeloop.database.embedded.binaries import find_binaries
 from freeloop.database.embedded.locks import read_state
-from freeloop.testing.servers import wait_until_stopped
+from freeloop.testing.folders import wait_until_stopped
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the ends of processes are told by pidfd")
 

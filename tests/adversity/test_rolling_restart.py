@@ -23,7 +23,7 @@ daemon off;
 master_process off;
 pid {folder}/pid;
 error_log {folder}/error.log error;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}  # with fewer, a machine that is busy makes nginx drop idle clients
 http {{
     access_log off;
     client_body_temp_path {folder}/body;

@@ -1,18 +1,21 @@
 """Every error, metric and page is documented."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from blocks import read_blocks
 from freeloop import errors
 from freeloop.errors import FreeloopError
 from freeloop.records import RequestRecord
-from freeloop.service.app import create_app, list_readings
+from freeloop.service.app import create_app
 from freeloop.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGE_BLOCKS = [block for page in sorted(DOCS.glob("*.md")) for block in read_blocks(page)]
 
 
 def test_every_error_is_documented_with_its_status():
@@ -50,11 +53,10 @@ def documented():
     return set(re.findall(r"`(freeloop_\w+)`", (DOCS / "operations.md").read_text()))
 
 
-async def test_every_metric_is_documented(database, documented):
+async def test_every_metric_is_documented(documented):
     app = await asyncio.to_thread(lambda: create_app(Settings()))  # it looks for its static files
     metrics = app.state.freeloop.metrics
     metrics.observe(RequestRecord("r", "GET", "/", "/", 200, 0.1, ""))
-    metrics.watch(list_readings(database))
     shown = set(re.findall(r"^# TYPE (freeloop_\w+) ", metrics.render().decode(), re.MULTILINE))
     assert {name for name in shown if not name.endswith("_created")} == documented
 
@@ -64,3 +66,13 @@ def test_the_service_documents_every_operation():
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert operation.get("description"), f"{method} {path}"
+
+
+@pytest.mark.parametrize("block", PAGE_BLOCKS, ids=str)
+def test_every_block_is_run_or_says_why_not(block):
+    """Python: test_python.py; commands: test_shell.py and test_walks.py; SQL: by the page's own test."""
+    if block.language == "json" and "…" not in block.text:
+        json.loads(block.text)
+    assert block.reason or block.title or block.language in {"python", "sh", "sql", "json", "text", ""}
+    if block.language == "sql" and not block.title:
+        assert block.page.name in {"items.md", "deploy.md"}, "write a test that runs it, as theirs do"

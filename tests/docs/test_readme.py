@@ -57,12 +57,20 @@ def test_every_route_is_documented(readme):
 
 def test_the_commands_are_those_that_run_py_has(readme):
     found = set(re.findall(r"python3 run\.py (\w+)", readme))
-    assert found == {"serve", "test", "settings"}
+    assert found == {"serve", "test", "settings", "docs"}
 
 
-@pytest.mark.parametrize("page", [*READMES, "CONTRIBUTING.md", *map(str, Path(ROOT, "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", [*READMES, "CONTRIBUTING.md", *map(str, Path(ROOT, "docs").rglob("*.md"))])
 def test_every_relative_link_leads_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
     for link in links:
         assert (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", [*READMES, "CONTRIBUTING.md"])
+def test_every_anchor_is_there(page):  # those of docs/ are looked at by the site's generator: test_site.py
+    links = re.findall(r"\]\((?!https?:)([^)#]+\.md)#([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    for link, anchor in links:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / link).read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}

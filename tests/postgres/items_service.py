@@ -10,10 +10,12 @@ import asyncpg
 import uvicorn
 from fastapi import FastAPI
 
+from freeloop import Freeloop
 from freeloop.gate.problems import install_problem_handlers
 from freeloop.service.items.changelog import ORIGIN, Cursor, read_log
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.service.items.routes import router
+from freeloop.settings import Settings
 
 TOKEN = "a-token-for-tests"  # noqa: S105  # nobody else's secret
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
@@ -24,6 +26,18 @@ SOON = 15.0  # seconds: far more than anything here takes
 INSERT = "insert into items (name, price) values ($1, 1) returning id"
 
 
+class GivenDatabase(Freeloop):
+    """A kit whose database is open already, and stays open behind it."""
+
+    def __init__(self, app, database):
+        self._given = database
+        super().__init__(app, settings=Settings(_env_file=None, deadline=None))
+
+    @property
+    def database(self):
+        return self._given
+
+
 @asynccontextmanager
 async def serve_items(database, **feed):
     """Yield an authorized client session; closing the feed ends the streams, so the server can stop."""
@@ -31,9 +45,10 @@ async def serve_items(database, **feed):
 
         @asynccontextmanager
         async def lifespan(_):
-            yield {"service": SimpleNamespace(database=database, changes=changes, token=TOKEN)}
+            yield {"service": SimpleNamespace(changes=changes, token=TOKEN)}
 
         app = FastAPI(lifespan=lifespan)
+        GivenDatabase(app, database)
         app.include_router(router)
         install_problem_handlers(app)
         config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=10)

@@ -12,7 +12,7 @@ from items_service import serve_items
 from freeloop.errors import NotFound, PreconditionFailed, Unprocessable
 from freeloop.service.items.idempotency import create_once
 from freeloop.service.items.model import Item, ItemPatch, NewItem
-from freeloop.service.items.retention import Pruned, Retention
+from freeloop.service.items.retention import ItemRetention, Pruned
 from freeloop.service.items.store import change_item, create_item, delete_item, read_item
 
 KETTLE = NewItem.model_validate(
@@ -172,7 +172,7 @@ async def test_an_expired_key_counts_as_new_and_is_pruned(database):
     await database.execute(
         "update idempotency_keys set created_at = created_at - interval '25 hours' where key = 'key'"
     )
-    assert await Retention(database).prune() == Pruned(changes=0, keys=1)
+    assert await ItemRetention(database).prune() == Pruned(changes=0, keys=1)
     assert await database.fetch_value("select key from idempotency_keys") == "young"
 
 

@@ -15,7 +15,7 @@ from freeloop.database import Address, Database
 from freeloop.database.embedded.binaries import find_binaries
 from freeloop.database.migrations import migrate
 from freeloop.errors import DatabaseUnavailable, SettingsError
-from freeloop.testing.servers import GivenServer
+from freeloop.testing.given_server import GivenServer
 from tls_servers import serving_tls
 
 MIGRATIONS = Path(freeloop.service.__file__).parent / "migrations"

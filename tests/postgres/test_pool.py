@@ -11,17 +11,8 @@ import pytest
 
 from freeloop.database import Address, Database
 from freeloop.errors import DatabaseUnavailable, PoolTimeout, StatementTimeout
+from freeloop.scope import Scope
 from freeloop.testing import eventually
-
-
-@asynccontextmanager
-async def opened(address, **options):
-    database = Database(address, **options)
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
 
 
 @asynccontextmanager
@@ -65,7 +56,7 @@ async def test_the_session_says_who_we_are_and_speaks_utc(database):
 
 
 async def test_a_statement_holds_a_connection_for_itself_only(address):
-    async with opened(address, size=1) as database:
+    async with Database(address, size=1) as database:
         assert (database.size, database.in_use, database.idle) == (1, 0, 1)
         async with running(database.fetch("SELECT pg_sleep(30)")):
             await eventually(lambda: database.in_use == 1)
@@ -76,7 +67,7 @@ async def test_a_statement_holds_a_connection_for_itself_only(address):
 
 
 async def test_no_free_connection_is_a_pool_timeout_that_says_what_to_do(address):
-    async with opened(address, size=2, acquire_timeout=0.2) as database:
+    async with Database(address, size=2, acquire_timeout=0.2) as database:
         async with database.transaction(), database.transaction():
             started = asyncio.get_running_loop().time()
             async with running(database.fetch("SELECT 1")) as waiter:
@@ -93,8 +84,101 @@ async def test_no_free_connection_is_a_pool_timeout_that_says_what_to_do(address
         assert await database.fetch_value("SELECT 1") == 1
 
 
+async def test_a_wait_for_a_connection_ends_with_the_deadline(address):
+    async def ask(database):
+        Scope("r", seconds=0.2).enter()
+        await database.fetch("SELECT 1")
+
+    async with Database(address, size=1, acquire_timeout=30) as database, database.transaction():
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(PoolTimeout):
+            await asyncio.create_task(ask(database))
+        assert 0.15 < asyncio.get_running_loop().time() - started < 1.5
+
+
+async def test_who_has_waited_longest_is_next(address):
+    async with Database(address, size=1) as database:
+        order = []
+
+        async def ask(number):
+            order.append(await database.fetch_value("SELECT $1::int", number))
+
+        async with database.transaction():
+            tasks = [asyncio.create_task(ask(number)) for number in range(10)]
+            await eventually(lambda: database.waiting == 10)
+            tasks[4].cancel()
+            await asyncio.wait([tasks[4]], timeout=5)
+        await asyncio.wait(tasks, timeout=5)
+        assert order == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+async def test_who_is_cancelled_in_the_moment_of_their_turn_passes_it_on(address):
+    async with Database(address, size=1) as database:
+        async with database.transaction():
+            first, second = (asyncio.create_task(database.fetch_value("SELECT 1")) for _ in range(2))
+            await eventually(lambda: database.waiting == 2)
+        first.cancel()  # it has the connection, and has not run since
+        assert await asyncio.wait_for(second, 5) == 1
+        assert first.cancelled()
+
+
+async def test_a_place_whose_connection_cannot_be_made_is_the_next_ones(address):
+    """A server that is full for one caller has room for the next, who waits meanwhile."""
+    async with Database(address, size=1) as database:
+        database.drop_connections()
+        make, refused = database._pool._connector.connect, []
+
+        async def refuse_once(*_, **options):
+            if not refused:
+                refused.append(True)
+                await eventually(lambda: database.waiting == 2)
+                raise DatabaseUnavailable("full")
+            return await make(**options)
+
+        database._pool._connector.connect = refuse_once
+        first, second = (asyncio.create_task(database.fetch_value("SELECT 1")) for _ in range(2))
+        assert await asyncio.wait_for(second, 5) == 1
+        with pytest.raises(DatabaseUnavailable, match="full"):
+            await first
+
+
+async def test_connections_that_nobody_needs_are_ended_and_those_in_use_stay(address, monkeypatch):
+    monkeypatch.setattr("freeloop.database.sessions._LIFETIME", 0.2)
+    async with Database(address, size=3) as database:
+        await asyncio.gather(*(database.fetch("SELECT pg_sleep(0.05)") for _ in range(3)))
+        assert database.idle == 3
+        kept = await database.fetch_value("SELECT pg_backend_pid()")
+
+        async def is_alone():
+            assert await database.fetch_value("SELECT pg_backend_pid()") == kept
+            return database.idle == 1
+
+        await eventually(is_alone)
+        await eventually(lambda: database.idle == 0)
+        assert await database.fetch_value("SELECT 1") == 1
+
+
+async def test_a_statement_on_a_free_connection_takes_no_task(database):
+    await database.fetch("SELECT 1")
+    loop, made = asyncio.get_running_loop(), []
+
+    def note(loop, coroutine, **options):
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    loop.set_task_factory(note)
+    try:
+        for _ in range(10):
+            await database.fetch("SELECT 1")
+        async with database.transaction() as transaction:
+            await transaction.fetch("SELECT 1")
+    finally:
+        loop.set_task_factory(None)
+    assert made == []
+
+
 async def test_a_slow_statement_is_cancelled_on_the_server(address, database):
-    async with opened(address, statement_timeout=0.2) as hurried:
+    async with Database(address, statement_timeout=0.2) as hurried:
         with pytest.raises(
             StatementTimeout, match=r"longer than 0\.2 s.*FREELOOP_DATABASE_STATEMENT_TIMEOUT"
         ):
@@ -108,7 +192,7 @@ async def test_a_slow_statement_is_cancelled_on_the_server(address, database):
 
 
 async def test_a_slow_statement_in_a_transaction_undoes_it(address):
-    async with opened(address, size=1, statement_timeout=0.2) as hurried:
+    async with Database(address, size=1, statement_timeout=0.2) as hurried:
         await hurried.execute("CREATE TABLE numbers (n int)")
         with pytest.raises(StatementTimeout):  # noqa: PT012 - the whole block is what raises
             async with hurried.transaction() as transaction:
@@ -123,7 +207,8 @@ async def test_a_statement_cancelled_by_an_operator_is_a_statement_timeout(datab
         async def cancelled():
             return await database.fetch_value(
                 "SELECT bool_or(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%'"
-                " AND state = 'active' AND datname = current_database() AND pid <> pg_backend_pid()"
+                # Between Parse and Execute it is active too, and a request to cancel would be lost.
+                " AND wait_event = 'PgSleep' AND datname = current_database() AND pid <> pg_backend_pid()"
             )
 
         await eventually(cancelled)
@@ -145,7 +230,7 @@ async def test_a_cancelled_caller_cancels_the_statement_on_the_server(database):
 
 @pytest.mark.parametrize("size", [1, 5])
 async def test_two_hundred_cancelled_statements_leak_no_connection(address, size):
-    async with opened(address, size=size, acquire_timeout=10) as database:
+    async with Database(address, size=size, acquire_timeout=10) as database:
         for number in range(200):
             task = asyncio.create_task(database.fetch("SELECT pg_sleep(0.002), $1::int", number))
             # Each is cancelled at another point: before it ran, waiting, in the statement, on release.
@@ -162,7 +247,7 @@ async def test_two_hundred_cancelled_statements_leak_no_connection(address, size
 
 
 async def test_cancelled_transactions_leak_no_connection_and_keep_nothing(address):
-    async with opened(address, size=2, acquire_timeout=10) as database:
+    async with Database(address, size=2, acquire_timeout=10) as database:
         await database.execute("CREATE TABLE numbers (n int)")
 
         async def insert():
@@ -179,20 +264,20 @@ async def test_cancelled_transactions_leak_no_connection_and_keep_nothing(addres
 
 
 async def test_an_open_transaction_is_rolled_back_when_its_connection_comes_back(address):
-    async with opened(address, size=1) as database:
+    async with Database(address, size=1) as database:
         await database.execute("CREATE TABLE numbers (n int)")
         await database.execute("BEGIN; INSERT INTO numbers VALUES (1)")
         assert await database.fetch_value("SELECT count(*) FROM numbers") == 0
 
 
 async def test_nothing_is_sent_when_a_connection_comes_back(address):
-    async with opened(address, size=1) as database:
+    async with Database(address, size=1) as database:
         await database.execute("SET work_mem = '5MB'")
         # The setting is still there: no RESET ALL was sent. (Why SET LOCAL is the way to go.)
         assert await database.fetch_value("SHOW work_mem") == "5MB"
         last = "SELECT query FROM pg_stat_activity WHERE pid = $1"
         pid = await database.fetch_value("SELECT pg_backend_pid() AS mine")
-        async with opened(address, size=1) as other:
+        async with Database(address, size=1) as other:
             assert await other.fetch_value(last, pid) == "SELECT pg_backend_pid() AS mine"
 
 
@@ -264,7 +349,7 @@ async def test_other_errors_of_postgresql_pass_unchanged(database):
 
 
 async def test_a_session_that_the_server_ends_is_a_database_unavailable_and_is_replaced(address, database):
-    async with opened(address, size=1) as victim:
+    async with Database(address, size=1) as victim:
         pid = await victim.fetch_value("SELECT pg_backend_pid()")
         async with running(victim.fetch("SELECT pg_sleep(30)")) as slow:
             await eventually(lambda: victim.in_use == 1)
@@ -275,7 +360,7 @@ async def test_a_session_that_the_server_ends_is_a_database_unavailable_and_is_r
 
 
 async def test_a_transaction_on_a_session_that_ended_reports_that_and_not_the_rollback(address, database):
-    async with opened(address, size=1) as victim:
+    async with Database(address, size=1) as victim:
         with pytest.raises(DatabaseUnavailable):  # noqa: PT012 - the whole block is what raises
             async with victim.transaction() as transaction:
                 pid = await transaction.fetch_value("SELECT pg_backend_pid()")
@@ -291,7 +376,7 @@ async def test_too_many_connections_is_a_database_unavailable(address, database)
     name = address.database
     await database.execute("CREATE ROLE " + name + " LOGIN CONNECTION LIMIT 1")
     try:
-        async with opened(replace(address, user=name), size=2) as limited:
+        async with Database(replace(address, user=name), size=2) as limited:
             await limited.execute("SELECT 1")
             refused = pytest.raises(DatabaseUnavailable, match="too many connections")
             async with limited.transaction():
@@ -302,7 +387,7 @@ async def test_too_many_connections_is_a_database_unavailable(address, database)
 
 
 async def test_check_answers_within_its_time(address):
-    async with opened(address, size=1) as database:
+    async with Database(address, size=1) as database:
         await database.check(timeout=1)
         async with database.transaction():
             with pytest.raises(PoolTimeout, match=r"within 0\.1 s"):

@@ -96,11 +96,15 @@ async def test_colliding_transactions_are_repeated_until_both_are_in(address):
         await database.execute("create table counter (n int)")
         await database.execute("insert into counter values (0)")
         runs = 0
+        all_have_read = asyncio.Barrier(4)
 
         async def add(transaction):
             nonlocal runs
             runs += 1
+            first = runs <= 4
             n = await transaction.fetch_value("select n from counter")
+            if first:  # so that they collide
+                await all_have_read.wait()
             await transaction.execute("update counter set n = $1", n + 1)
 
         await asyncio.gather(*(database.repeat(add, attempts=20) for _ in range(4)))
@@ -118,6 +122,28 @@ async def test_colliding_transactions_are_repeated_until_both_are_in(address):
         assert runs == 2
     finally:
         await database.close()
+
+
+async def test_a_deadlock_is_repeated_too(database):
+    await database.execute("create table stock (id int primary key, n int)")
+    await database.execute("insert into stock values (1, 0), (2, 0)")
+    runs, both = 0, asyncio.Barrier(2)
+
+    async def move(transaction, *ids):
+        nonlocal runs
+        runs += 1
+        first = runs <= 2
+        for id_ in ids:
+            await transaction.execute("update stock set n = n + 1 where id = $1", id_)
+            if first and id_ == ids[0]:  # each holds what the other wants
+                await both.wait()
+
+    await asyncio.gather(
+        database.repeat(lambda tx: move(tx, 1, 2), isolation="read_committed"),
+        database.repeat(lambda tx: move(tx, 2, 1), isolation="read_committed"),
+    )
+    assert [row["n"] for row in await database.fetch("select n from stock")] == [2, 2]
+    assert runs == 3
 
 
 @pytest.fixture

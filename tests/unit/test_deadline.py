@@ -620,10 +620,10 @@ async def test_a_def_route_is_answered_at_its_deadline_while_its_thread_goes_on(
         took = time.monotonic() - began
         assert status == 504
         assert took < 0.2 + LATE + metronome.late
-        assert kit._threads.routes.in_use == 1
+        assert kit._resources.threads.get().routes.in_use == 1
         release.set()
         await soon(ended.wait())
-        await eventually(lambda: kit._threads.routes.in_use == 0)
+        await eventually(lambda: kit._resources.threads.get().routes.in_use == 0)
 
 
 async def test_the_sweep_runs_in_nobodys_context():
@@ -648,3 +648,21 @@ async def test_the_sweep_runs_in_nobodys_context():
         hold.set()
         await running
     assert set(seen) == {None}
+
+
+@pytest.mark.parametrize(("cause", "status"), [("deadline", 504), ("shutdown", 503)])
+async def test_a_request_that_the_app_cancels_is_answered_too(cause, status):
+    app, ending, records = FastAPI(), Ending(), []
+    gated(app, records=records)
+
+    @app.get("/")
+    async def give_up():
+        async with ending:
+            current_scope().cancel(cause)
+            await forever()
+
+    async with served(app) as (session, _):
+        answered, _, answer = await fetch(session, "/")
+        assert (answered, answer.content_type) == (status, "application/problem+json")
+        await eventually(lambda: records)
+    assert (records[0].cause, records[0].status) == (cause, status)

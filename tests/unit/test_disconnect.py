@@ -4,17 +4,24 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections import deque
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import DataReceived
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freeloop import finish
 from freeloop.gate.disconnect import ReadAhead
+from freeloop.server.protocol import corked
 from freeloop.testing import eventually
 from serving import Ending, Metronome, connected, forever, gated, port_of, request_of, served, soon
 
@@ -26,9 +33,13 @@ def anyio_backend(request):
     return "asyncio", {"use_uvloop": request.param}
 
 
-@pytest.fixture(params=["httptools", "h11"])
+@pytest.fixture(
+    params=["httptools", "h11", HttpToolsProtocol, H11Protocol],
+    ids=["httptools", "h11", "our-httptools", "our-h11"],
+)
 def http(request):
-    return request.param
+    """uvicorn as it is, and our server's way with it, which tells of a lost connection by itself."""
+    return request.param if isinstance(request.param, str) else corked(request.param)
 
 
 def middlewares(app, *, stacked, function):
@@ -253,6 +264,54 @@ async def test_a_route_that_must_finish_does(http):
         assert records[1].cause == ""
 
 
+async def test_the_stream_of_a_route_that_must_finish_does_too(http):
+    app, ending, go_on = FastAPI(), Ending(), asyncio.Event()
+    gate = gated(app)
+
+    @app.get("/")
+    @finish
+    async def work():
+        async def body():
+            async with ending:
+                yield b"part"
+                await go_on.wait()
+                yield b"last"
+
+        return StreamingResponse(body())
+
+    async with (
+        served(app, http=http) as (_, server),
+        connected(server, request_of("/")) as (reader, writer),
+    ):
+        await soon(reader.readuntil(b"part"))
+        writer.transport.abort()
+        await eventually(lambda: not server.server_state.connections)
+        await asyncio.sleep(0.1)  # two looks of the reaper, and Starlette's own: nothing is to happen
+        assert not ending.over.is_set()
+        go_on.set()
+        await soon(ending.over.wait())
+        assert ending.error is None
+        await eventually(lambda: gate.running == 0)
+
+
+async def test_an_upload_that_breaks_off_is_told_to_a_route_that_must_finish(http):
+    app, ending = FastAPI(), Ending()
+    gated(app)
+
+    @app.post("/")
+    @finish
+    async def read(request: Request):
+        async with ending:
+            await request.body()
+
+    half = request_of("/", method="POST", headers=["Content-Length: 1000"], body=b"x" * 500)
+    async with served(app, http=http) as (_, server), connected(server, half) as (_, writer):
+        await soon(ending.begun.wait())
+        writer.transport.abort()
+        await soon(ending.over.wait())
+    assert ending.error is ClientDisconnect
+
+
 async def test_background_tasks_outlive_the_client(http):
     app, ending = FastAPI(), Ending()
     gate = gated(app)
@@ -443,6 +502,126 @@ async def test_another_server_tells_by_reading_ahead():
         writer.close()
         await eventually(lambda: gate.running == 0)
         assert records[1].status == 200
+
+
+class Http2Client:
+    """An HTTP/2 connection, by prior knowledge, that sees each frame."""
+
+    def __init__(self, reader, writer):
+        self._reader = reader
+        self._writer = writer
+        self._http = H2Connection()
+        self._http.initiate_connection()
+        self._events = deque()
+
+    def ask(self, path):
+        """Send a request; return the number of its stream."""
+        stream = self._http.get_next_available_stream_id()
+        headers = {":method": "GET", ":scheme": "http", ":authority": "test", ":path": path}
+        self._http.send_headers(stream, list(headers.items()), end_stream=True)
+        self._flush()
+        return stream
+
+    def reset(self, stream):
+        self._http.reset_stream(stream, ErrorCodes.CANCEL)
+        self._flush()
+
+    async def wait_for(self, kind, stream):
+        """Return the next event of this kind on this stream."""
+        while True:
+            while self._events:
+                event = self._events.popleft()
+                if type(event) is kind and event.stream_id == stream:
+                    return event
+            data = await self._reader.read(65536)
+            assert data, "the server has closed the connection"
+            self._events.extend(self._http.receive_data(data))
+            self._flush()
+
+    def _flush(self):
+        self._writer.write(self._http.data_to_send())
+
+
+@contextlib.asynccontextmanager
+async def connected_by_http2(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Http2Client(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_a_stream_of_http_2_that_its_client_resets_is_cancelled_and_its_neighbours_are_not():
+    app, records = FastAPI(), []
+    endings = {name: Ending() for name in ("answer", "stream", "neighbour")}
+    go_on = asyncio.Event()
+    gate = gated(app, records=records)
+
+    @app.get("/answer")
+    async def answer():
+        async with endings["answer"]:
+            await forever()
+
+    @app.get("/stream")
+    async def stream():
+        async def body():
+            yield b"part"
+            async with endings["stream"]:
+                await forever()
+
+        return StreamingResponse(body())
+
+    @app.get("/neighbour")
+    async def neighbour(request: Request):
+        async with endings["neighbour"]:
+            await go_on.wait()
+        return request.scope["http_version"]
+
+    async with (
+        served_by_hypercorn(app) as port,
+        connected_by_http2(port) as client,
+        Metronome() as metronome,
+    ):
+        streams = {name: client.ask("/" + name) for name in endings}
+        await soon(client.wait_for(DataReceived, streams["stream"]))
+        for name in ("answer", "stream"):
+            await soon(endings[name].begun.wait())
+            reset = time.monotonic()
+            client.reset(streams[name])
+            await soon(endings[name].over.wait())
+            assert endings[name].error is asyncio.CancelledError
+            assert endings[name].at - reset - metronome.late < LATE
+        await eventually(lambda: gate.running == 1)
+        assert [record.route for record in records] == ["/answer", "/stream"]
+        assert records[0].cause == "disconnect"  # of the other, Starlette's stream itself was told first
+        go_on.set()
+        data = await soon(client.wait_for(DataReceived, streams["neighbour"]))
+        assert data.data == b'"2"'
+        assert endings["neighbour"].error is None
+
+
+async def test_a_connection_of_http_2_that_is_gone_cancels_all_its_streams():
+    app, endings = FastAPI(), [Ending(), Ending()]
+    gate = gated(app)
+
+    @app.get("/{number}")
+    async def hang(number: int):
+        async with endings[number]:
+            await forever()
+
+    async with served_by_hypercorn(app) as port, Metronome() as metronome:
+        async with connected_by_http2(port) as client:
+            for number, ending in enumerate(endings):
+                client.ask(f"/{number}")
+                await soon(ending.begun.wait())
+            gone = time.monotonic()
+        for ending in endings:
+            await soon(ending.over.wait())
+            assert ending.error is asyncio.CancelledError
+            assert ending.at - gone - metronome.late < LATE
+        await eventually(lambda: gate.running == 0)
 
 
 async def test_reading_ahead_hands_on_order_and_errors():

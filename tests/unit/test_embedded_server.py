@@ -19,7 +19,7 @@ from freeloop.database.embedded.locks import read_state, try_exclusive, try_shar
 from freeloop.database.embedded.place import Place
 from freeloop.errors import EmbeddedServerError
 from freeloop.testing import eventually
-from freeloop.testing.servers import wait_until_stopped
+from freeloop.testing.folders import wait_until_stopped
 
 DAEMON = Account("daemon", 1, 1)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")

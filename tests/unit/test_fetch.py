@@ -84,7 +84,7 @@ async def service(upstream, *, seconds=BOUND, max_body=100_000, sources=None):
 
         @contextlib.asynccontextmanager
         async def lifespan(_):
-            yield {"service": SimpleNamespace(outbound=client, sources=sources)}
+            yield {"service": SimpleNamespace(sources=sources, outbound=client)}
 
         app = FastAPI(lifespan=lifespan)
         app.include_router(fetch.router)
@@ -315,3 +315,9 @@ def test_the_route_is_documented():
     assert parameters["source"]["required"] is False
     assert parameters["policy"]["schema"]["enum"] == ["collect", "first-error"]
     assert all("description" in parameter for parameter in parameters.values())
+
+
+def test_fastapi_solves_nothing_for_the_route():
+    (route,) = fetch.router.routes
+    # Two dependencies and two parameters took it 48 µs, more than three times the call itself.
+    assert (route.dependant.dependencies, route.dependant.query_params) == ([], [])

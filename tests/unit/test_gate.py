@@ -151,7 +151,7 @@ async def test_errors_are_problem_documents(client, records, path, status, title
         (b'{"name": 1, "x": 2}', "body.name: Input should be a valid string (and 1 more)"),
         (b'{"\\ud800": 1}', None),
         (b'{"name": NaN}', None),
-        (b"{", None),
+        (b"{", "body: expected JSON, at character 1: Expecting property name enclosed in double quotes"),
         (b"\xff", None),
         (b"[" * 90, None),
     ],
@@ -163,7 +163,14 @@ async def test_bad_bodies_are_told_and_never_an_internal_error(client, body, tit
         assert answer.content_type == "application/problem+json"
         if title:
             assert problem["title"] == title
-            assert problem["errors"][1]["field"] == "body.x"
+            assert problem["errors"][-1]["field"] in {"body.x", "body"}
+
+
+async def test_a_body_of_another_type_is_told_which_is_expected(client):
+    async with client.post("/body", data={"name": "a form"}) as answer:
+        assert answer.status == 422
+        came = "came application/x-www-form-urlencoded"
+        assert (await answer.json())["title"] == f"body: expected Content-Type: application/json, {came}"
 
 
 async def test_a_body_over_the_limit_is_refused_announced_or_not(client):

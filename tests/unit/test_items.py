@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from freeloop.errors import Unprocessable
+from freeloop.gate.idempotency import KEY_PATTERN
 from freeloop.service.items.changelog import CURSOR_PATTERN, Cursor, parse_cursor
 from freeloop.service.items.conditions import Condition, parse_condition, render_tag
-from freeloop.service.items.idempotency import KEY_PATTERN
 from freeloop.service.items.model import Item, ItemPatch, NewItem
 
 GOOD = {"name": "Kettle", "price": "12.50"}
@@ -81,6 +81,11 @@ def test_a_value_the_table_would_refuse_is_refused_and_named(model, field, value
     with pytest.raises(ValidationError) as caught:
         model.model_validate(GOOD | {field: value})
     assert {mistake["loc"][0] for mistake in caught.value.errors()} == {field}
+
+
+def test_a_text_that_is_too_long_is_told_so_in_characters():
+    with pytest.raises(ValidationError, match="at most 200 characters"):
+        NewItem.model_validate(GOOD | {"name": "n" * 201})
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ async def test_sql_and_the_wait_for_a_connection(database):
             assert record.times["sql"] >= 0.1
             # BEGIN and COMMIT are statements too: two round trips to a server on this machine.
             assert truth.seconds["sql"] - CLOSE < record.times["sql"] < truth.seconds["sql"] + 2 * CLOSE
-            assert record.times["connection"] < CLOSE
+            assert record.times.get("connection", 0.0) < CLOSE  # one that is free takes none
             assert 0.03 <= record.times[APP] < record.duration - record.times["sql"] + CLOSE
 
         await check_records(session, records, "/", truth, check)

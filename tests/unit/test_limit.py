@@ -106,7 +106,7 @@ def test_a_trial_lowers_the_limit_now_and_then_and_restores_it(limit):
     assert seen[20:].count(min(seen[20:])) <= 4
 
 
-@pytest.mark.parametrize(("priority", "engages"), [("low", 0.14), ("normal", 0.17), ("high", 0.26)])
+@pytest.mark.parametrize(("priority", "engages"), [("low", 0.14), ("normal", 0.15), ("high", 0.26)])
 def test_a_priority_is_a_tolerance(priority, engages):
     def engaged_at(latency):
         limit = AdaptiveLimit(priority=priority)

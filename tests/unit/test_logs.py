@@ -39,6 +39,23 @@ def test_a_record_is_one_json_line(logs):
     assert line["time"].endswith("Z")
 
 
+@pytest.mark.parametrize(("terminal", "colours"), [(True, True), (False, False)])
+def test_a_terminal_gets_coloured_lines_and_nobody_else(logs, terminal, colours):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    stream = Stream()
+    writer = configure_logs(format="auto", level="info", stream=stream)
+    logging.getLogger("x").info("seen", extra={"request_id": "r-1"})
+    writer.close()
+    line = stream.getvalue()
+    assert ("\x1b[" in line) is colours
+    assert line.startswith("{") is not terminal
+    assert "seen" in line
+    assert "r-1" in line
+
+
 def test_an_exception_is_in_its_line(logs):
     try:
         {}["gone"]

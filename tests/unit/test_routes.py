@@ -12,12 +12,12 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from freeloop import deadline
+from freeloop import deadline, finish, priority
 from freeloop.gate.bulkheads import Bulkheads
 from freeloop.gate.declare import read_declaration
 from freeloop.gate.routes import WEBSOCKET, RouteTable
 from freeloop.testing import eventually
-from serving import connected, gated, request_of, served, soon
+from serving import connected, gated, kitted, request_of, served, soon
 
 METHODS = ("GET", "POST", "DELETE")
 WORDS = ("a", "b", "1", "1.5", "a.b", "(", "é")
@@ -338,3 +338,41 @@ def test_probes_are_never_queued(path):
     app.add_api_route(path, lambda: None)
     found = Bulkheads(app, max_concurrency=1).find({"type": "http", "method": "GET", "path": path})
     assert found.admission is None
+
+
+async def test_methods_of_one_path_that_declare_different_things_are_told_apart_in_the_metrics():
+    app, hold = FastAPI(), asyncio.Event()
+    kit = kitted(app)
+
+    @app.get("/orders")
+    @priority("low")
+    async def read():
+        await hold.wait()
+
+    @app.post("/orders")
+    @deadline(5)
+    @finish
+    async def write():
+        await hold.wait()
+
+    @app.put("/orders")
+    @deadline(None)
+    async def replace(): ...
+
+    def lines(name):
+        return [line for line in kit.metrics.render().decode().splitlines() if line.startswith(name + "{")]
+
+    async with served(app) as (session, _):
+        clients = [
+            asyncio.create_task(session.request(method, "/orders")) for method in ("GET", "GET", "POST")
+        ]
+        await eventually(lambda: kit.gate.running == 3)
+        assert [line for line in lines("freeloop_route_running") if "/orders" in line] == [
+            'freeloop_route_running{declares="priority=low",route="/orders"} 2.0',
+            'freeloop_route_running{declares="deadline=5 finish=true",route="/orders"} 1.0',
+            'freeloop_route_running{declares="deadline=none",route="/orders"} 0.0',
+        ]
+        assert 'freeloop_route_running{declares="",route="(none)"} 0.0' in lines("freeloop_route_running")
+        hold.set()
+        for client in clients:
+            (await client).close()

@@ -23,6 +23,8 @@ from freeloop.testing import eventually
 from freeloop.threads import ThreadPool
 from serving import Ending, connected, forever, gated, kitted, port_of, request_of, served, soon
 
+SOCKETS = "websockets-sansio"
+
 
 async def get(session, path, **options):
     async with session.get(path, **options) as answer:
@@ -261,6 +263,45 @@ def test_spawn_takes_async_functions_only():
     asyncio.run(run())
 
 
+async def test_children_may_clean_up_for_as_long_as_the_setting_says_and_are_then_cancelled_again(caplog):
+    """In a background execution and in a WebSocket; those of requests are in the tests of deadlines."""
+    app = FastAPI()
+    kit = kitted(app, cleanup_timeout=0.05)
+
+    async def stubborn():
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            await forever()
+
+    async def parent():
+        current_scope().start_soon(stubborn)
+        await asyncio.sleep(0)
+
+    @app.get("/")
+    async def spawn():
+        kit.spawn(parent)
+
+    @app.websocket("/ws")
+    async def ws(websocket: WebSocket):
+        await websocket.accept()
+        await parent()
+
+    def reported():
+        return [
+            record for record in caplog.records if record.message == "a cancelled child task does not end"
+        ]
+
+    async with served(app, lifespan="on", ws=SOCKETS) as (session, server):
+        await get(session, "/")
+        await eventually(lambda: len(reported()) == 1, within=2)  # the default is 5 s
+        await eventually(lambda: len(kit._background) == 0)
+        async with socket_to(server, "/ws") as websocket:
+            await soon(websocket.wait_closed())
+        await eventually(lambda: len(reported()) == 2, within=2)
+        await eventually(lambda: kit.gate.websockets == 0)
+
+
 # The current scope
 
 
@@ -363,9 +404,6 @@ async def socket_app():
 
 def socket_to(server, path, **options):
     return connect(f"ws://127.0.0.1:{port_of(server)}{path}", **options)
-
-
-SOCKETS = "websockets-sansio"
 
 
 async def test_a_websocket_is_a_scope_without_deadline_and_counted_apart(socket_app):

@@ -55,7 +55,8 @@ def test_every_mistake_is_one_line_with_setting_value_and_what_is_allowed(monkey
         "FREELOOP_PORT='99999' (from environment): expected 0 to 65535; 0 takes a free one",
         (
             "FREELOOP_SOURCES=******** (from environment): expected name=url,name=url with http "
-            "or https URLs; a comma in a URL is written %2C (source 'posts' has no http or https URL)"
+            'or https URLs (a comma in a URL is written %2C), or {"name": {"url": "…", "timeout": 5}} '
+            "(source 'posts': url: expected an absolute http or https URL)"
         ),
         "FREELOOP_LOG_FORMAT='xml' (from environment): expected auto, json or console",
     ]
@@ -81,9 +82,61 @@ def test_none_means_no_limit(monkeypatch):
 def test_sources_keep_their_order(monkeypatch):
     monkeypatch.setenv("FREELOOP_SOURCES", "b=https://b.example/x?y=1, a=http://a.example/")
     assert list(load_settings().sources.items()) == [
-        ("b", "https://b.example/x?y=1"),
-        ("a", "http://a.example/"),
+        ("b", {"url": "https://b.example/x?y=1"}),
+        ("a", {"url": "http://a.example/"}),
     ]
+
+
+def test_a_source_may_have_options(monkeypatch):
+    monkeypatch.setenv(
+        "FREELOOP_SOURCES",
+        '{"b": {"url": "https://u:p@b.example/x?y=1,2", "timeout": 3, "cache": true}, "a": "http://a.example/"}',
+    )
+    sources = load_settings().sources
+    assert sources == {
+        "b": {"url": "https://u:p@b.example/x?y=1,2", "timeout": 3, "cache": True},
+        "a": {"url": "http://a.example/"},
+    }
+    assert display("sources", sources) == (
+        "b=https://b.example/x?******** (timeout=3, cache=True),a=http://a.example/"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            '{"a": {"url": "http://a.example/", "retrys": 3}}',
+            "source 'a' has no option 'retrys'; it has url, ",
+        ),
+        (
+            '{"a": {"url": "http://a.example/", "retries": "3"}}',
+            "source 'a': retries: expected a whole number",
+        ),
+        ('{"a": {"retries": 3}}', "source 'a' has no url"),
+        ('{"a": {"url": "http://u:hunter2@a"', "not JSON at character"),
+        ('{"a": 1}', "expected name=url"),
+        ('{"a": {"url": "ftp://u:hunter2@a"}}', "url: expected an absolute http or https URL"),
+        ('{"a": {"url": "http://a.example:99999/"}}', "url: expected an absolute http or https URL"),
+        ('{"a": {"url": "http://a.example/ b"}}', "url: expected an absolute http or https URL"),
+        ('{"a": {"url": "http://a.example\\\\@b/"}}', "url: expected an absolute http or https URL"),
+        ('{"a": {"url": "http://a.example\\r\\n/"}}', "url: expected an absolute http or https URL"),
+        # No rate is so low that its reciprocal is infinite, and no whole number larger than a float can be.
+        ('{"a": {"url": "http://a.example/", "rate": 1e-310}}', "rate: expected a number, 1e-09 or more"),
+        (
+            f'{{"a": {{"url": "http://a.example/", "timeout": {10**400}}}}}',
+            "timeout: expected 1000000000000000",
+        ),
+        (f'{{"a": {{"url": "http://a.example/", "burst": {10**400}}}}}', "burst: expected 1000000000000000"),
+        ("a=", "each source is name=url"),
+    ],
+)
+def test_a_wrong_source_is_told_without_its_url(monkeypatch, value, said):
+    monkeypatch.setenv("FREELOOP_SOURCES", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert said in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_another_host_needs_a_token_or_the_word_insecure(monkeypatch):

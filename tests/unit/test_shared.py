@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from freeloop.database.departures import Departures
 from freeloop.database.identity import identify
-from freeloop.database.shared import duplicate
-from freeloop.errors import DatabaseUnavailable, NotFound, UpstreamStatus
+from freeloop.errors import DatabaseUnavailable, NotFound, UpstreamStatus, duplicate
 from linearizability import History
 
 # ---------------------------------------------------------------- who joins which query

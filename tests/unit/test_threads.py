@@ -10,15 +10,18 @@ import threading
 from typing import Annotated
 
 import aiohttp
+import fastapi.routing
 import pytest
 import starlette.concurrency
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, UploadFile
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, UploadFile, WebSocket
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
 from freeloop import deadline, priority
 from freeloop.errors import ThreadsBusy
+from freeloop.scope import Scope
 from freeloop.testing import eventually
-from freeloop.threads import ThreadPool
+from freeloop.threads import ThreadPool, adopt_sync_routes, open_threads
 from serving import kitted, served, soon
 
 
@@ -76,6 +79,10 @@ async def test_cancelled_callers_leak_no_place():
     assert await asyncio.gather(*(pool.run(int) for _ in range(6))) == [0] * 6
 
 
+def pools_of(kit):
+    return kit._resources.threads.get()
+
+
 async def settle(pool):
     async with asyncio.timeout(5):
         while pool.in_use:
@@ -104,7 +111,7 @@ async def test_forty_slow_routes_stop_no_health_check(release):
     app.state.pools = []
 
     def dependency():
-        app.state.pools.append(kit._threads.critical.in_use)
+        app.state.pools.append(pools_of(kit).critical.in_use)
 
     @app.get("/slow")
     def slow():
@@ -113,7 +120,7 @@ async def test_forty_slow_routes_stop_no_health_check(release):
 
     @app.get("/healthz")
     def probe():
-        app.state.pools.append(kit._threads.critical.in_use)
+        app.state.pools.append(pools_of(kit).critical.in_use)
         return "well"
 
     @app.get("/mine")
@@ -130,7 +137,7 @@ async def test_forty_slow_routes_stop_no_health_check(release):
 
     async with served(app, lifespan="on") as (session, _):
         slows = [asyncio.create_task(fetch(session, "/slow")) for _ in range(60)]
-        await eventually(lambda: kit._threads.routes.in_use == 40 and kit._threads.routes.waiting == 20)
+        await eventually(lambda: pools_of(kit).routes.in_use == 40 and pools_of(kit).routes.waiting == 20)
         text = kit.metrics.render().decode()
         assert 'freeloop_threads_in_use{pool="routes"} 40.0' in text
         assert 'freeloop_threads_waiting{pool="routes"} 20.0' in text
@@ -145,7 +152,7 @@ async def test_forty_slow_routes_stop_no_health_check(release):
         assert app.state.pools == [1, 1]
         release.set()
         assert set(await soon(asyncio.gather(*slows), 20)) == {(200, b'"slow"')}
-    await settle(kit._threads.routes)
+        await settle(pools_of(kit).routes)
 
 
 async def test_a_full_pool_is_503_in_an_app_with_a_kit_and_in_one_without(release):
@@ -170,8 +177,8 @@ async def test_a_full_pool_is_503_in_an_app_with_a_kit_and_in_one_without(releas
                 session, _ = await stack.enter_async_context(served(target, lifespan="on"))
             stack.callback(hold.set)
             slow_one = asyncio.create_task(fetch(session, "/slow"))
-            await eventually(lambda: kit._threads.routes.in_use == 1)  # noqa: B023 - as above
-            kit._threads.routes.acquire_timeout = 0.05
+            await eventually(lambda: pools_of(kit).routes.in_use == 1)  # noqa: B023 - as above
+            pools_of(kit).routes.acquire_timeout = 0.05
             async with session.get("/") as answer:
                 assert answer.status == 503
                 assert answer.headers["Retry-After"] == "1"
@@ -203,7 +210,7 @@ async def test_a_thread_that_outlives_its_deadline_is_reported_with_its_stack(re
         assert "in slow" in record.stack
         assert record.function.endswith("slow")
         release.set()
-        await settle(kit._threads.routes)
+        await settle(pools_of(kit).routes)
 
 
 async def test_abandoned_calls_never_run_on_more_threads_than_allowed(release):
@@ -225,7 +232,7 @@ async def test_abandoned_calls_never_run_on_more_threads_than_allowed(release):
         answers = await soon(asyncio.gather(*(fetch(session, "/") for _ in range(200))), 60)
         assert {status for status, _ in answers} <= {503, 504}
         release.set()
-        await settle(kit._threads.routes)
+        await settle(pools_of(kit).routes)
         kit.settings.model_dump()
     assert most == 5
 
@@ -347,24 +354,123 @@ async def test_a_sync_stream_that_is_cut_gives_its_thread_back(release):
         async with session.get("/") as answer:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await answer.read()
-        assert kit._threads.routes.in_use == 1
+        assert pools_of(kit).routes.in_use == 1
         release.set()
-        await settle(kit._threads.routes)
+        await settle(pools_of(kit).routes)
         gc.collect()  # the cancellation's traceback, in a ring with a frame of anyio's, holds the generator
         assert await asyncio.to_thread(closed.wait, 5)
 
 
-async def test_two_apps_have_their_pools_and_leave_the_framework_as_it_was():
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["closed in order", "closed in reverse"])
+async def test_two_apps_have_their_pools_and_leave_the_framework_as_it_was(order, release):
     before = starlette.concurrency.anyio
-    first, second = FastAPI(), FastAPI()
-    kits = [kitted(app) for app in (first, second)]
-    for app in (first, second):
+    kits, sessions, stacks = [], [], []
+    for _ in range(2):
+        app = FastAPI()
+        kits.append(kitted(app))
 
         @app.get("/")
-        def answer():
-            return threading.current_thread() is not threading.main_thread()
+        def slow():
+            release.wait(20)
 
-    async with served(first, lifespan="on") as (one, _), served(second, lifespan="on") as (two, _):
-        assert [await fetch(session, "/") for session in (one, two)] == [(200, b"true")] * 2
+        stacks.append(contextlib.AsyncExitStack())
+        session, _ = await stacks[-1].enter_async_context(served(app, lifespan="on"))
+        sessions.append(session)
+
+    def busy():
+        return [pools_of(kit).routes.in_use for kit in kits]
+
+    first, second = order
+    slows = [asyncio.create_task(fetch(sessions[first], "/"))]
+    await eventually(lambda: busy()[first] == 1)
+    assert busy()[second] == 0
+    release.set()
+    await soon(asyncio.gather(*slows))
+    release.clear()
+    await stacks[first].aclose()
+
+    slows = [asyncio.create_task(fetch(sessions[second], "/")) for _ in range(3)]
+    await eventually(lambda: pools_of(kits[second]).routes.in_use == 3)
+    assert starlette.concurrency.anyio is not before
+    release.set()
+    await soon(asyncio.gather(*slows))
+    await stacks[second].aclose()
     assert starlette.concurrency.anyio is before
-    assert all(kit._threads.routes.in_use == 0 for kit in kits)
+
+
+async def test_spawned_work_and_websockets_use_the_pools_of_their_app_too():
+    apps = [FastAPI() for _ in range(2)]
+    kits = [kitted(app) for app in apps]
+    seen = asyncio.Queue()
+
+    def busy():
+        return [pools_of(kit).routes.in_use for kit in kits]
+
+    async def work():
+        seen.put_nowait(await run_in_threadpool(busy))
+
+    for app in apps:
+
+        @app.get("/")
+        async def spawn(request: Request):
+            request.app.state.freeloop.spawn(work)
+
+        @app.websocket("/ws")
+        async def ws(websocket: WebSocket):
+            await websocket.accept()
+            await work()
+
+    async with (
+        served(apps[0], lifespan="on", ws="websockets-sansio") as (one, _),
+        served(apps[1], lifespan="on", ws="websockets-sansio") as (two, _),
+    ):
+        for session, expected in ((one, [1, 0]), (two, [0, 1])):
+            await fetch(session, "/")
+            assert await soon(seen.get()) == expected
+            async with session.ws_connect("/ws"):
+                assert await soon(seen.get()) == expected
+
+
+async def test_a_scope_that_is_nobodys_uses_the_pool_of_the_app_that_is_open():
+    app = FastAPI()
+    kit = kitted(app)
+
+    async def run():
+        Scope("left over").enter()
+        return await run_in_threadpool(lambda: pools_of(kit).routes.in_use)
+
+    async with served(app, lifespan="on"):
+        assert await asyncio.create_task(run()) == 1
+        assert await run_in_threadpool(lambda: pools_of(kit).routes.in_use) == 0  # in no scope at all
+
+
+async def test_a_starlette_that_goes_another_way_is_told_and_works_as_without_us(caplog, monkeypatch):
+    app = FastAPI()
+    kit = kitted(app)
+
+    @app.get("/")
+    def answer():
+        return pools_of(kit).routes.in_use
+
+    async def run_elsewhere(function, /, *args, **kwargs):
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    for module in (starlette.concurrency, fastapi.routing):
+        monkeypatch.setattr(module, "run_in_threadpool", run_elsewhere)
+    async with served(app, lifespan="on") as (session, _):
+        assert "FREELOOP_ROUTE_THREADS has no effect" in warning_in(caplog)
+        assert await fetch(session, "/") == (200, b"0")
+
+
+@pytest.mark.parametrize("name", ["anyio", "run_in_threadpool"])
+async def test_a_starlette_without_the_names_that_are_replaced_is_told(caplog, monkeypatch, name):
+    monkeypatch.delattr(starlette.concurrency, name)
+    with adopt_sync_routes(open_threads(routes=1, calls=1), lambda _: True):
+        assert "FREELOOP_ROUTE_THREADS has no effect" in warning_in(caplog)
+    assert not hasattr(starlette.concurrency, name)
+
+
+def warning_in(caplog):
+    (record,) = [record for record in caplog.records if record.name == "freeloop.threads"]
+    assert record.levelno == logging.WARNING
+    return record.message

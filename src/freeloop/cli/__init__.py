@@ -5,10 +5,16 @@ from __future__ import annotations
 import typer
 
 import freeloop
+from freeloop.cli.blocks import blocks
+from freeloop.cli.doctor import doctor
 from freeloop.cli.migrate import migrate
+from freeloop.cli.ps import ps
 from freeloop.cli.run import run
 from freeloop.cli.serve import serve
 from freeloop.cli.settings import settings
+from freeloop.cli.tasks import tasks
+from freeloop.cli.top import top
+from freeloop.cli.worker import worker
 
 app = typer.Typer(
     name="freeloop",
@@ -19,8 +25,14 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(run)
+app.command()(blocks)
+app.command()(doctor)
 app.command()(migrate)
+app.command()(ps)
 app.command()(settings)
+app.command()(top)
+app.command()(worker)
+app.add_typer(tasks, name="tasks")
 
 
 def _show_version(wanted: bool) -> None:

@@ -83,6 +83,14 @@ def run(
     limit_max_requests: Annotated[
         int | None, typer.Option(help="Requests after which a worker ends.", rich_help_panel=_SERVER)
     ] = None,
+    limit_max_requests_jitter: Annotated[
+        int,
+        typer.Option(
+            help="Requests more at most, by chance, so that workers end one by one.",
+            min=0,
+            rich_help_panel=_SERVER,
+        ),
+    ] = 0,
     server_header: Annotated[
         bool, typer.Option(help="Send the header Server.", rich_help_panel=_SERVER)
     ] = True,
@@ -108,8 +116,9 @@ def run(
             raise typer.BadParameter("--ssl-keyfile and --ssl-ca-certs need --ssl-certfile")
         if env_file is not None:
             _read_environment(env_file)
-        from freeloop.server.run import Command, find_sockets, run_reloading, run_workers
+        from freeloop.server.run import Command, run_reloading, run_workers
         from freeloop.server.run import run as run_here
+        from freeloop.server.sockets import find_sockets
         from freeloop.settings import is_loopback, read_settings
 
         settings = read_settings(
@@ -135,6 +144,7 @@ def run(
             "backlog": backlog,
             "timeout_keep_alive": timeout_keep_alive,
             "limit_max_requests": limit_max_requests,
+            "limit_max_requests_jitter": limit_max_requests_jitter,
             "server_header": server_header,
             "date_header": date_header,
             "headers": [_split_header(line) for line in header or ()],
@@ -155,6 +165,7 @@ def run(
             options=options,
         )
         sockets = find_sockets(host, port, str(uds) if uds else None, fd)
+        os.environ["WEB_CONCURRENCY"] = str(workers or 1)  # for each to sum up the connections of all
         if reload:
             run_reloading(command, sockets, reload_dir or [])
         elif workers and workers > 1:

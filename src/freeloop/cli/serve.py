@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,15 +43,16 @@ def serve(
         import uvloop
 
         from freeloop.logs import configure_logs
-        from freeloop.server.process import bind, url_of
         from freeloop.server.process import serve as serve_app
         from freeloop.server.shutdown import Timetable
+        from freeloop.server.sockets import bind, url_of
         from freeloop.service.app import create_app
 
         logger = logging.getLogger("freeloop")
         bound = bind(settings.host, settings.port)
         writer = configure_logs(format=settings.log_format, level=settings.log_level)
         try:
+            os.environ["WEB_CONCURRENCY"] = "1"  # for the sum of connections: this is the only process
             for line in find_unknown():
                 logger.warning(line)
             app = create_app(settings)
@@ -63,7 +65,7 @@ def serve(
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                backlog=4096,
+                backlog=4096,  # as many as Linux takes (net.core.somaxconn): clients that come all at once
             )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 overdue = runner.run(

@@ -9,14 +9,17 @@ from __future__ import annotations
 import ipaddress
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, Protocol, TypeAlias
 from urllib.parse import quote, unquote, urlencode
 
 from freeloop.errors import SettingsError
 
 FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 """The parameters of a URL that name files."""
+
+Pooler: TypeAlias = Literal["none", "session", "transaction"]
+"""What stands in front of PostgreSQL: a pooler that lends a connection for a session or a transaction."""
 
 _PORT: Final = 5432
 _SERVER: Final = re.compile(
@@ -50,9 +53,14 @@ class Address:
         user: role to log in as.
         database: database to open.
         password: never shown by ``repr``.
+        pooler: what stands there in front of PostgreSQL, such as PgBouncer with its ``pool_mode``; whatever
+            answers logins in PostgreSQL's place and keeps sessions apart counts as ``session``.
+        direct: PostgreSQL itself, for what needs a session (LISTEN, migrations); None: the same address.
+        setting: the setting that the DSN came from, for messages.
 
     Raises:
-        SettingsError: The DSN is malformed. The message never shows a part that may be a password.
+        SettingsError: The DSN is malformed, or ``direct`` leads to the same place. The message never shows a
+            part that may be a password.
     """
 
     dsn: str | None = field(default=None, repr=False)
@@ -61,10 +69,44 @@ class Address:
     user: str | None = None
     database: str | None = None
     password: str | None = field(default=None, repr=False)
+    pooler: Pooler = "none"
+    direct: Address | None = None
+    setting: str = "FREELOOP_DATABASE_URL"
 
     def __post_init__(self) -> None:
         """Refuse a DSN that would be misread, before anything fails with a text that quotes it."""
-        self._parts()
+        try:
+            self._parts()
+        except _Malformed as error:
+            expected = "Expected postgresql://user:password@host:port/database"
+            raise SettingsError([f"{self.setting}: {error}. {expected}"]) from None
+        if self.direct is not None and self.direct.place == self.place:
+            raise SettingsError(
+                [f"{self.direct.setting}: expected PostgreSQL itself, but it leads where {self.setting} does"]
+            )
+
+    def past_pooler(self, purpose: str) -> Address:
+        """Return where a session is one's own from login to logout.
+
+        Args:
+            purpose: what needs one, for the message.
+
+        Raises:
+            SettingsError: A pooler in transaction mode stands in between, and there is no way around it.
+        """
+        if self.direct is not None:
+            return self.direct
+        if self.pooler == "transaction":
+            raise SettingsError(
+                [
+                    (
+                        f"FREELOOP_DATABASE_DIRECT_URL: {purpose} need a session of their own, which the "
+                        f"pooler of {self.setting} does not give. Expected PostgreSQL itself, as "
+                        "postgresql://user:password@host:port/database"
+                    )
+                ]
+            )
+        return self
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of ``asyncpg.connect``, without the ones left open."""
@@ -77,6 +119,12 @@ class Address:
             "password": self.password,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+    def split(self) -> tuple[Address, ...]:
+        """Return one address for each server that this one names."""
+        return tuple(
+            replace(self, host=host, port=port) for host, port in self._parts().servers or ((None, None),)
+        )
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return the arguments of ``asyncpg.connect`` for one server after the other, in their order.
@@ -153,21 +201,25 @@ class ServerPort(Protocol):
         """
 
 
+class _Malformed(ValueError):
+    """Says what is wrong with a DSN, without quoting it."""
+
+
 def _parse(url: str) -> _Parts:
     """Take a URL apart as libpq does. By hand: urlsplit drops or moves what a password has unescaped."""
     scheme, _, rest = url.strip().partition("://")
     if scheme not in {"postgresql", "postgres"}:
-        raise _refuse("it must begin with postgresql://")
+        raise _Malformed("it must begin with postgresql://")
     # Each of these separates parts of a URL. Left as it is in a password, the parts are others, and the
     # wrong one is shown or sent somewhere.
     if rest.count("@") > 1 or "@" in rest.partition("/")[2] or "@" in rest.partition("?")[2] or "#" in rest:
-        raise _refuse(
+        raise _Malformed(
             "in a user, password, name or parameter, @ is written %40, / %2F, ? %3F, # %23 and : %3A"
         )
     if re.search(r"%(?![0-9A-Fa-f]{2})", rest):
-        raise _refuse("a % that stands for itself is written %25")
+        raise _Malformed("a % that stands for itself is written %25")
     if re.search(r"[\x00-\x20]|%00", rest):
-        raise _refuse("a space is written %20, and control characters are not allowed")
+        raise _Malformed("a space is written %20, and control characters are not allowed")
     rest, _, parameters = rest.partition("?")
     rest, _, database = rest.partition("/")
     login, _, hosts = rest.rpartition("@")
@@ -196,15 +248,15 @@ def _parse_query(text: str) -> dict[str, str]:
     for pair in filter(None, text.split("&")):
         name, separator, value = pair.partition("=")
         if not separator:
-            raise _refuse("after the ?, expected name=value pairs with & between them")
+            raise _Malformed("after the ?, expected name=value pairs with & between them")
         if value:
             query[unquote(name)] = unquote(value)
     for name in _UNSUPPORTED:
         if name in query:
-            raise _refuse(f"the parameter {name} is not supported here; remove it")
+            raise _Malformed(f"the parameter {name} is not supported here; remove it")
     for name, allowed in ("sslmode", _TLS_MODES), ("target_session_attrs", _SESSIONS):
         if name in query and query[name] not in allowed:
-            raise _refuse(f"{name} must be one of {', '.join(allowed)}")
+            raise _Malformed(f"{name} must be one of {', '.join(allowed)}")
     return query
 
 
@@ -217,7 +269,7 @@ def _parse_server(text: str) -> tuple[str | None, int | None]:
         with suppress(ValueError):
             ipaddress.IPv6Address(match["six"])
             return match["six"], port
-    raise _refuse(
+    raise _Malformed(
         "each host must be a name, an IPv4 address, an IPv6 address in brackets, or the folder of a socket, "
         "with a port of 1 to 65535 or none after a colon"
     )
@@ -229,11 +281,6 @@ def _with_ports(
     servers = servers or [(None, None)]
     numbers = [int(port) for port in ports if re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16]
     if len(numbers) != len(ports) or len(ports) not in {1, len(servers)}:
-        raise _refuse("port must be a number of 1 to 65535, one for all hosts or one for each")
+        raise _Malformed("port must be a number of 1 to 65535, one for all hosts or one for each")
     numbers *= len(servers) // len(numbers)
     return [(host, port) for (host, _), port in zip(servers, numbers, strict=True)]
-
-
-def _refuse(reason: str) -> SettingsError:
-    expected = "Expected postgresql://user:password@host:port/database"
-    return SettingsError([f"FREELOOP_DATABASE_URL: {reason}. {expected}"])

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import asyncpg
 import orjson
 
 from freeloop.database.address import FILES, Address, ServerPort
-from freeloop.database.failure import LOGIN_REFUSED, connect_failure, is_final
+from freeloop.database.failure import connect_failure, is_final
+from freeloop.database.mistakes import describe_mistake, find_unusable_file
+from freeloop.database.session import Session
 from freeloop.errors import DatabaseUnavailable, FreeloopError
 
 CONNECT_TIMEOUT: Final = 5.0
 _RECOVERY: Final = 1.0
 _REVIVAL_PAUSE: Final = 1.0
 _SLOW: Final = 1.0
+_SILENCE: Final = 0.25
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 _JSONB_VERSION: Final = b"\x01"
 _GOODBYE: Final = 0.05
+_CLOSE_TIMEOUT: Final = 5.0
 # What asyncpg itself goes on to the next server for, where an address names several.
 _NEXT_SERVER: Final = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
 # ValueError: what it says of an argument or a variable of the environment that it cannot read.
 _FAILURES: Final = (*_NEXT_SERVER, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError)
-# Invalid data, and syntax or access: of a login, that is a parameter that the server does not know.
-_PARAMETER_REFUSED: Final = ("22", "42")
 
 _T = TypeVar("_T")
 
@@ -60,10 +60,17 @@ class Connector:
         self._statement_timeout = statement_timeout
         self._server = server
         self._name = name
+        self._is_direct = address.pooler != "none"  # nobody claims that it is, so nobody has to prove it
+        self._silent: dict[tuple[Any, Any], float] = {}
         self._revival: asyncio.Task[None] | None = None
         self._next_revival = 0.0
         self.trouble: DatabaseUnavailable | None = None
         """Why the latest attempt has not succeeded (yet); None where it has."""
+
+    @property
+    def place(self) -> str:
+        """Where it connects to, for messages."""
+        return self._address.place
 
     async def connect(
         self,
@@ -72,7 +79,8 @@ class Connector:
     ) -> asyncpg.Connection[asyncpg.Record]:
         """Connect, in at most 5 s an attempt and twice at most: again only after the server was brought back.
 
-        Several servers of one address are tried in their order, and share the 5 s in equal parts.
+        Several servers of one address are tried in their order, those that said nothing last; they share the
+        5 s in equal parts.
 
         Args:
             **arguments: further arguments of ``asyncpg.connect``; its pool passes its own.
@@ -107,7 +115,11 @@ class Connector:
         return connection
 
     async def _attempt(self, arguments: dict[str, Any]) -> asyncpg.Connection[asyncpg.Record]:
-        *others, last = attempts = self._address.attempts()
+        # A server that says nothing uses up all the time that a caller has, each time, and those after it are
+        # never reached: the one whose silence was longest ago is the most likely to be back.
+        *others, last = attempts = sorted(
+            self._address.attempts(), key=lambda server: self._silent.get(_place_of(server), 0.0)
+        )
         arguments = {**arguments, "timeout": CONNECT_TIMEOUT / len(attempts)}
         for server in others:
             with suppress(*_NEXT_SERVER):
@@ -117,13 +129,51 @@ class Connector:
     async def _reach(
         self, server: dict[str, Any], arguments: dict[str, Any]
     ) -> asyncpg.Connection[asyncpg.Record]:
-        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-            **server,
-            command_timeout=self._statement_timeout,
-            server_settings={"application_name": "freeloop", "timezone": "UTC"},
-            **arguments,
-        )
+        if self._address.pooler == "transaction":
+            # The next statement may come to another server, where nothing has been prepared.
+            arguments = {**arguments, "statement_cache_size": 0}
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        until = started + arguments["timeout"]
+        try:
+            connection: Session = await asyncpg.connect(
+                **server,
+                command_timeout=self._statement_timeout,
+                # These two PgBouncer knows, and sets them wherever it sends a statement.
+                server_settings={"application_name": "freeloop", "timezone": "UTC"},
+                **{**arguments, "connection_class": Session},
+            )
+        except (TimeoutError, asyncio.CancelledError):
+            # Whoever is cancelled sooner went away by themselves.
+            if loop.time() - started > _SILENCE:
+                self._silent[_place_of(server)] = loop.time()
+            raise
+        self._silent.pop(_place_of(server), None)
+        connection.notice_silence()
+        if not self._is_direct:
+            await self._prove_direct(connection, until)
         return connection
+
+    async def _prove_direct(self, connection: Session, until: float) -> None:
+        """Refuse a pooler that nobody has told of: errors under load would tell of it, at random.
+
+        Raises:
+            Misconfigured: Another process answered than the one that the login was answered by.
+        """
+        try:
+            async with asyncio.timeout_at(until):
+                pid = await connection.find_server_pid()
+        except BaseException:
+            connection.terminate()
+            raise
+        if pid != connection.get_server_pid():
+            connection.terminate()
+            raise Misconfigured(
+                f"a connection pooler answers at {self._address.place} ({self._address.setting}). Expected "
+                "PostgreSQL itself; for a pooler at FREELOOP_DATABASE_URL, set FREELOOP_DATABASE_POOLER to "
+                "its mode, transaction or session."
+            )
+        self._is_direct = True
 
     async def _explain(self, error: Exception) -> DatabaseUnavailable:
         place = self._address.place
@@ -137,13 +187,20 @@ class Connector:
             await asyncio.sleep(_GOODBYE)
         mistake = unusable or describe_mistake(error, self._address)
         if mistake is not None:
-            return Misconfigured(f"{mistake} Check FREELOOP_DATABASE_URL.")
+            return Misconfigured(f"{mistake} Check {self._address.setting}.")
         if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
             wanted = self._address.parameter("target_session_attrs")
             return DatabaseUnavailable(
                 f"none of {place} is of the kind that target_session_attrs={wanted} asks for."
             )
-        return connect_failure(error, place, self._name)
+        return connect_failure(error, place, self._name, self._address.setting)
+
+    def past_pooler(self, purpose: str) -> Connector:
+        """Return what makes connections whose session is one's own; see :meth:`Address.past_pooler`."""
+        address = self._address.past_pooler(purpose)
+        if address is self._address:
+            return self
+        return Connector(address, statement_timeout=self._statement_timeout, name=self._name)
 
     def stop(self) -> None:
         """Stop bringing the server back; who still waits for it gets DatabaseUnavailable."""
@@ -186,56 +243,8 @@ class Connector:
         connection.terminate()
 
 
-def describe_mistake(error: Exception, address: Address) -> str | None:
-    """Describe in one line what must be mended before a connection can succeed.
-
-    Args:
-        error: what asyncpg raised.
-        address: what it was asked to connect to.
-
-    Returns:
-        None where trying again may help, and for a login that was refused.
-    """
-    place = address.place
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"the certificate of PostgreSQL at {place} was not accepted: {error.verify_message.rstrip('.')}. "
-            "Expected one that a certificate in sslrootcert has signed, and for verify-full one that is made "
-            "out to this host."
-        )
-    if isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
-        return (
-            f"PostgreSQL at {place} offers no TLS, which sslmode={address.parameter('sslmode')} asks for. "
-            "Turn it on there (ssl = on), or use sslmode=prefer where the network can be trusted."
-        )
-    if isinstance(error, asyncpg.PostgresError):
-        if isinstance(error, LOGIN_REFUSED) or str(error.sqlstate)[:2] not in _PARAMETER_REFUSED:
-            return None
-        return f"PostgreSQL at {place} refused a parameter of the URL: {error}."
-    if isinstance(error, ValueError):
-        return f"the address of PostgreSQL at {place} cannot be used: {' '.join(str(error).split())}."
-    return None
-
-
-def find_unusable_file(address: Address) -> str | None:
-    """Name the first file of an address that cannot be read or is not what it should be. Blocks."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    checks: dict[str, Callable[[str], object]] = {
-        "sslrootcert": context.load_verify_locations,
-        "sslcrl": context.load_verify_locations,
-        "sslkey": lambda path: Path(path).read_bytes(),
-        "sslcert": lambda path: context.load_cert_chain(
-            path, address.parameter("sslkey"), lambda: address.parameter("sslpassword") or ""
-        ),
-    }
-    for name, check in checks.items():
-        path = address.parameter(name)
-        try:
-            if path is not None:
-                check(path)
-        except OSError as error:
-            return f"the file of {name}, {path}, cannot be used: {error.strerror or error}."
-    return None
+def _place_of(server: dict[str, Any]) -> tuple[Any, Any]:
+    return server.get("host"), server.get("port")
 
 
 async def retry_until_reached(attempt: Callable[[], Awaitable[_T]], *, within: float, place: str) -> _T:
@@ -267,6 +276,34 @@ async def retry_until_reached(attempt: Callable[[], Awaitable[_T]], *, within: f
         raise DatabaseUnavailable(
             f"PostgreSQL at {place} was not reached within {within:.3g} s: {reason}"
         ) from (last or error)
+
+
+@asynccontextmanager
+async def connected(
+    address: Address, *, within: float, name: str
+) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Give one connection without a statement timeout, and end it after the block.
+
+    Args:
+        address: where PostgreSQL listens.
+        within: seconds during which an unreachable server is tried again.
+        name: what it is for, for messages.
+
+    Raises:
+        DatabaseUnavailable: The server was not reached in time, or the connection broke.
+    """
+    connector = Connector(address, name=name)
+    connection = await retry_until_reached(connector.connect, within=within, place=address.place)
+    try:
+        yield connection
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        raise DatabaseUnavailable(f"the connection to {address.place} for '{name}' broke: {error}") from error
+    finally:
+        try:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await connection.close(timeout=_CLOSE_TIMEOUT)
+        finally:
+            connection.terminate()
 
 
 async def prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:

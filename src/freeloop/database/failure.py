@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import anyio
 import asyncpg
 
 from freeloop.errors import DatabaseUnavailable, FreeloopError, StatementTimeout
@@ -18,6 +19,8 @@ LOGIN_REFUSED: Final = (
     asyncpg.ClientConfigurationError,
 )
 
+_SIGN_OF_LIFE: Final = 2.0
+
 # Class 08, class 57 without query_canceled (shutdown, crash, starting up), and sessions the server ended.
 _BROKEN: Final = (
     asyncpg.PostgresConnectionError,
@@ -27,18 +30,24 @@ _BROKEN: Final = (
     OSError,
 )
 
+# The statement was rolled back, and may succeed once somebody has made room.
+_EXHAUSTED: Final = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
 
-def connect_failure(error: BaseException, place: str, name: str) -> DatabaseUnavailable:
+
+def connect_failure(
+    error: BaseException, place: str, name: str, setting: str = "FREELOOP_DATABASE_URL"
+) -> DatabaseUnavailable:
     """Describe why no connection could be made.
 
     Args:
         error: what asyncpg raised.
         place: where the server was looked for, without credentials.
         name: the name of the database object.
+        setting: the setting that the address came from.
     """
     if isinstance(error, LOGIN_REFUSED):
         return DatabaseUnavailable(
-            f"PostgreSQL at {place} refused the login for '{name}': {error}. Check FREELOOP_DATABASE_URL."
+            f"PostgreSQL at {place} refused the login for '{name}': {error}. Check {setting}."
         )
     reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
     return DatabaseUnavailable(
@@ -73,6 +82,8 @@ def statement_failure(
         return StatementTimeout(f"a statement on '{name}' was cancelled on the server: {error}.")
     # An InterfaceError is a mistake in the caller's code, unless it only says that the connection is gone.
     gone = closed and isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
+    if isinstance(error, _EXHAUSTED):
+        return DatabaseUnavailable(f"PostgreSQL of '{name}' has run out of resources: {error}")
     if gone or isinstance(error, _BROKEN):
         return DatabaseUnavailable(
             f"the connection to '{name}' broke during a statement, which may have taken effect: {error}"
@@ -91,15 +102,41 @@ def translated(
     try:
         yield
     except Exception as error:
-        ours = statement_failure(error, closed=_is_gone(connection), name=name, limit=limit)
+        ours = statement_failure(error, closed=connection.is_closed(), name=name, limit=limit)
         if ours is None:
             raise
         raise ours from error
 
 
-def _is_gone(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
-    try:
-        return connection.is_closed()
-    except asyncpg.InterfaceError:
-        # asyncpg's pool takes a lent connection back itself when it breaks, and leaves an empty proxy.
-        return True
+async def find_cause(
+    error: StatementTimeout, connection: asyncpg.Connection[asyncpg.Record], name: str
+) -> FreeloopError:
+    """Return what a statement came to that was not answered in time, within 2 s.
+
+    A server that is there confirms that it has cancelled the statement, and answers the next one: the
+    statement was slow, and is again when it is repeated. One that says nothing is gone, or the way to it is:
+    the same request may be answered at once when it is back.
+
+    Args:
+        error: what the statement raised.
+        connection: where it ran; ended where the server says nothing.
+        name: the name of the database object.
+    """
+    if not isinstance(error.__cause__, TimeoutError):
+        return error  # it is the server that has said so
+    # Shielded, since in a cancelled anyio scope every await is cancelled anew.
+    with anyio.move_on_after(_SIGN_OF_LIFE, shield=True):
+        try:
+            await connection.execute("select")  # after the confirmation, for which asyncpg waits
+        except asyncpg.InFailedSQLTransactionError:
+            return error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pass
+        else:
+            return error
+    if not connection.is_closed():
+        connection.terminate()
+    return DatabaseUnavailable(
+        f"'{name}' did not answer a statement in time, nor anything after it: the server or the way to it is "
+        "gone. The statement may have taken effect."
+    )

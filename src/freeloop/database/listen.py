@@ -12,7 +12,7 @@ from typing import Final
 
 import asyncpg
 
-from freeloop.database.connect import Connector
+from freeloop.database.connect import Connector, Misconfigured
 from freeloop.errors import DatabaseUnavailable
 
 _HEALTH_INTERVAL: Final = 10.0
@@ -72,8 +72,12 @@ class Listener(AbstractAsyncContextManager[AsyncIterator[Notification]], AsyncIt
         self._closed = False
 
     async def __aenter__(self) -> AsyncIterator[Notification]:
-        with suppress(DatabaseUnavailable):
+        try:
             await self._connect()
+        except Misconfigured:
+            raise
+        except DatabaseUnavailable:
+            pass  # iterating goes on trying
         return self
 
     async def __aexit__(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -22,22 +21,21 @@ from pogo_core.util.migrate import transaction
 from pogo_core.util.sql import ensure_pogo_sync, migration_applied
 
 from freeloop.database.address import Address
-from freeloop.database.connect import Connector, retry_until_reached
-from freeloop.errors import DatabaseUnavailable, MigrationError
+from freeloop.database.connect import connected
+from freeloop.errors import MigrationError
 
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 _FILE_NAME: Final = re.compile(r"\d{4}-[a-z0-9][a-z0-9_-]*\.sql")
-_SCHEMA: Final = "public"
+PUBLIC: Final = "public"
 # Any number will do, as long as every process has the same: "freeloop" in ASCII.
 _LOCK: Final = 0x66_72_65_65_6C_6F_6F_70
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.5
-_CLOSE_TIMEOUT: Final = 5.0
 _PLAN_TIMEOUT: Final = 5.0
 
 _CREATE: Final = """
-CREATE TABLE IF NOT EXISTS public.freeloop_migration (
+CREATE TABLE IF NOT EXISTS {schema}.freeloop_migration (
     id text PRIMARY KEY,
     checksum text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
@@ -68,26 +66,28 @@ class _File:
         return self.migration.id
 
 
-async def plan(address: Address, folder: Path) -> MigrationPlan:
+async def plan(address: Address, folder: Path, *, schema: str = PUBLIC) -> MigrationPlan:
     """Compare the folder with the database, without changing either.
 
     Args:
         address: where PostgreSQL listens.
         folder: the folder of ``NNNN-name.sql`` files.
+        schema: as of :func:`migrate`.
 
     Raises:
         MigrationError: A file is malformed, or an applied one was changed or is missing.
         DatabaseUnavailable: The server was not reached within 5 seconds.
     """
     files = await asyncio.to_thread(_read, folder)
-    async with _connection(address, within=_PLAN_TIMEOUT) as connection:
-        return _compare(files, await _applied(connection))
+    async with connected(address, within=_PLAN_TIMEOUT, name="migrations") as connection:
+        return _compare(files, await _applied(connection, schema))
 
 
 async def migrate(
     address: Address,
     folder: Path,
     *,
+    schema: str = PUBLIC,
     timeout: float = 60.0,  # noqa: ASYNC109 - bounds several waits, none of them a migration's own work
 ) -> tuple[str, ...]:
     """Apply what is pending, one process at a time.
@@ -98,6 +98,8 @@ async def migrate(
     Args:
         address: where PostgreSQL listens.
         folder: the folder of ``NNNN-name.sql`` files.
+        schema: where the record of what was applied is kept, one for each folder; made where it is missing.
+            A name of our own, not quoted. The files name the schema of what they make themselves.
         timeout: seconds to wait for the server, then for another process that migrates, and within a
             migration for each lock of a table. A migration's own work has no limit.
 
@@ -107,18 +109,22 @@ async def migrate(
     Raises:
         MigrationError: A file is malformed or failed, an applied one was changed or is missing, or
             another process migrated for longer than the timeout.
+        SettingsError: A pooler in transaction mode, where a session holds no lock, stands in between.
         DatabaseUnavailable: The server was not reached in time, or the connection broke.
     """
+    address = address.past_pooler("migrations")
     files = await asyncio.to_thread(_read, folder)
-    async with _connection(address, within=timeout) as connection:
+    async with connected(address, within=timeout, name="migrations") as connection:
         await _lock(connection, timeout)
         await connection.execute(f"SET lock_timeout = {max(1, int(timeout * 1000))}")
         await ensure_pogo_sync(connection)
-        await connection.execute(_CREATE)
-        pending = _compare(files, await _applied(connection)).pending
+        if schema != PUBLIC:
+            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        await connection.execute(_CREATE.format(schema=schema))
+        pending = _compare(files, await _applied(connection, schema)).pending
         for file in files:
             if file.id in pending:
-                await _apply(connection, file)
+                await _apply(connection, file, schema)
         return pending
 
 
@@ -187,11 +193,12 @@ def _compare(files: list[_File], applied: Mapping[str, str]) -> MigrationPlan:
     )
 
 
-async def _applied(connection: _Connection) -> dict[str, str]:
+async def _applied(connection: _Connection, schema: str) -> dict[str, str]:
     """Return the checksum of each applied migration, by id."""
-    if await connection.fetchval("SELECT to_regclass('public.freeloop_migration')") is None:
+    table = f"{schema}.freeloop_migration"
+    if await connection.fetchval("SELECT to_regclass($1)", table) is None:
         return {}
-    rows = await connection.fetch("SELECT id, checksum FROM public.freeloop_migration ORDER BY id")
+    rows = await connection.fetch(f"SELECT id, checksum FROM {table} ORDER BY id")  # noqa: S608 - our own name
     return {row["id"]: row["checksum"] for row in rows}
 
 
@@ -214,14 +221,14 @@ async def _lock(connection: _Connection, seconds: float) -> None:
         ) from error
 
 
-async def _apply(connection: _Connection, file: _File) -> None:
+async def _apply(connection: _Connection, file: _File, schema: str) -> None:
     migration = file.migration
     try:
         async with transaction(connection, migration):
             await migration.apply(connection)
-            await migration_applied(connection, migration.id, migration.hash, schema_name=_SCHEMA)
+            await migration_applied(connection, migration.id, migration.hash, schema_name=schema)
             await connection.execute(
-                "INSERT INTO public.freeloop_migration (id, checksum) VALUES ($1, $2)",
+                f"INSERT INTO {schema}.freeloop_migration (id, checksum) VALUES ($1, $2)",  # noqa: S608 - as above
                 migration.id,
                 file.checksum,
             )
@@ -236,20 +243,3 @@ async def _apply(connection: _Connection, file: _File) -> None:
 def _message(error: asyncpg.PostgresError) -> str:
     more = (f"{name}: {text}" for name in ("detail", "hint") if (text := getattr(error, name, None)))
     return "; ".join([str(error).rstrip("."), *(text.rstrip(".") for text in more)])
-
-
-@asynccontextmanager
-async def _connection(address: Address, *, within: float) -> AsyncIterator[_Connection]:
-    """Give a connection without a statement timeout, and end it after the block."""
-    connector = Connector(address, name="migrations")
-    connection = await retry_until_reached(connector.connect, within=within, place=address.place)
-    try:
-        yield connection
-    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-        raise DatabaseUnavailable(f"the connection broke while migrating {address.place}: {error}") from error
-    finally:
-        try:
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await connection.close(timeout=_CLOSE_TIMEOUT)
-        finally:
-            connection.terminate()

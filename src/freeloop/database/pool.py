@@ -1,231 +1,93 @@
-"""The pool: a connection for one statement or one transaction, and never longer.
+"""The pool: it lends a connection for one statement or one transaction, and never longer.
 
-asyncpg's pool holds the connections. On top of it: waiting is bounded and says what it waited for,
-errors are our own, and nothing is sent when a connection comes back.
+On top of :class:`~freeloop.database.sessions.Sessions`: who waits is told what for, who holds what is known,
+and errors are our own.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, Final, TypeAlias, TypeVar, cast, overload
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, cast
 
 import asyncpg
 
-from freeloop.database.address import Address, ServerPort
 from freeloop.database.connect import Connector, prepare, retry_until_reached
-from freeloop.database.failure import connect_failure, translated
-from freeloop.database.listen import Listener, Notification
-from freeloop.database.queries import Lent, Queries
-from freeloop.database.shared import SharedReads
-from freeloop.database.statements import StatementTimes
-from freeloop.database.transaction import Isolation, Transaction
+from freeloop.database.failure import connect_failure, find_cause, translated
+from freeloop.database.queries import Lent, limit_statement
+from freeloop.database.session import Session
+from freeloop.database.sessions import Sessions
 from freeloop.errors import DatabaseUnavailable, PoolTimeout, StatementTimeout
+from freeloop.metrics import Durations
 from freeloop.scope import Lease, borrow, current_scope, limit_wait, spend
 
-_Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-_Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
-_Proxy: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
-T = TypeVar("T")
-
 _CLOSE_TIMEOUT: Final = 5.0
-# A request to cancel that reaches the server between two statements is lost, and the statement it was meant
-# for runs to its end. The connection is given up then, not waited for.
-_RELEASE_TIMEOUT: Final = 2.0
+_INSIDE: Final = 4  # calls between a lease and the app, at least: borrow and three methods of a loan
+_ACQUIRE_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 
 
-class Database(Queries):
-    """A pool of connections to one PostgreSQL database.
-
-    A statement borrows a connection for itself only, a transaction for its block only. What a session
-    remembers (``SET``, advisory locks of the session, ``LISTEN``, temporary tables) is NOT reset when
-    a connection comes back, which saves a round trip on each use: use ``SET LOCAL``,
-    ``pg_advisory_xact_lock`` and :meth:`listen` instead.
+class Pool:
+    """The connections to one PostgreSQL database, and who holds them.
 
     Args:
-        address: where PostgreSQL listens.
-        size: the most connections to hold; they are made when they are needed.
-        acquire_timeout: seconds to wait for a free connection.
-        statement_timeout: seconds that a statement may take, None for no limit.
-        server: who restarts a server that is down; None where that is not our business.
-        name: the name in messages and metrics.
+        connector: makes them.
+        size: the most to hold; they are made when they are needed.
+        name: the name in messages.
+
+    Attributes:
+        acquire_times: how long callers have waited for a connection, in vain or not.
+        waiting: callers that wait for one.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        *,
-        size: int = 10,
-        acquire_timeout: float = 2.0,
-        statement_timeout: float | None = 30.0,
-        server: ServerPort | None = None,
-        name: str = "main",
-    ) -> None:
-        self._address = address
-        self._size = size
-        self._acquire_timeout = acquire_timeout
-        self._statement_timeout = statement_timeout
-        self._name = name
-        self._connector = Connector(address, statement_timeout=statement_timeout, server=server, name=name)
-        self._pool: _Pool | None = None
-        self._waiting = 0
-        self._shared = SharedReads(self._statement, name=name)
-        self._times = StatementTimes()
+    def __init__(self, connector: Connector, *, size: int, name: str) -> None:
+        self.size = size
+        self.name = name
+        self.waiting = 0
+        self.acquire_times = Durations(_ACQUIRE_BOUNDS)
+        self._connector = connector
+        self._sessions: Sessions | None = None
         self._holders: dict[Lease, str] = {}
 
-    async def open(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - the caller's word
+    async def open(self, within: float) -> None:
         """Connect once, so that a wrong address shows now; does nothing where it is open already.
 
         Args:
-            timeout: seconds during which an unreachable server is tried again.
+            within: seconds during which an unreachable server is tried again.
 
         Raises:
             DatabaseUnavailable: The server was not reached in time, or refused the login (which is not
                 tried again).
         """
-        if self._pool is None:
-            self._pool = await retry_until_reached(self._open_pool, within=timeout, place=self._address.place)
+        if self._sessions is None:
+            place = self._connector.place
+            self._sessions = await retry_until_reached(self._open, within=within, place=place)
 
-    async def _open_pool(self) -> _Pool:
-        return await asyncpg.create_pool(
-            connect=cast("Any", self._connector.connect),
-            init=prepare,
-            reset=_leave_session,
-            # No floor: asyncpg would restore it in the background, with a traceback in the log for
-            # every attempt while the server is down. One connection proves the address.
-            min_size=0,
-            init_size=min(1, self._size),
-            max_size=self._size,
-        )
+    async def _open(self) -> Sessions:
+        sessions = Sessions(self._connect, self.size)
+        sessions.give_back(await sessions.acquire())
+        return sessions
+
+    async def _connect(self) -> Session:
+        session = cast("Session", await self._connector.connect())
+        try:
+            await prepare(session)
+        except BaseException as error:
+            session.terminate()
+            if isinstance(error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError):
+                raise connect_failure(error, self._connector.place, self.name) from error
+            raise
+        return session
 
     async def close(self) -> None:
         """Close all connections, after at most 5 seconds for those that are lent; idempotent."""
-        self._connector.stop()
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        # Where the time is over asyncpg's close is cancelled, and ends the connections itself.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await pool.close()
+        sessions, self._sessions = self._sessions, None
+        if sessions is not None:
+            await sessions.close(_CLOSE_TIMEOUT, DatabaseUnavailable(f"'{self.name}' is closing"))
 
-    @asynccontextmanager
-    async def transaction(
-        self,
-        *,
-        isolation: Isolation = "read_committed",
-        readonly: bool = False,
-        deferrable: bool = False,
-    ) -> AsyncIterator[Transaction]:
-        """Open a transaction: committed at the end of the block, rolled back where the block raises.
-
-        Args:
-            isolation: PostgreSQL's isolation level.
-            readonly: whether writes are refused.
-            deferrable: whether a serializable read-only transaction waits for a safe snapshot.
-
-        Raises:
-            PoolTimeout: No connection came free in time.
-            DatabaseUnavailable: The server cannot be reached, or the connection broke.
-            asyncpg.PostgresError: What PostgreSQL refuses at COMMIT, such as a deferred constraint.
-        """
-        async with self._lend(self._acquire_timeout) as connection:
-            transaction = Transaction(
-                connection, name=self._name, statement_timeout=self._statement_timeout, times=self._times
-            )
-            async with transaction.begin(isolation=isolation, readonly=readonly, deferrable=deferrable):
-                yield transaction
-
-    @overload
-    async def shared(self, sql: str, *args: object, encode: None = None) -> list[asyncpg.Record]: ...
-    @overload
-    async def shared(self, sql: str, *args: object, encode: Callable[[list[asyncpg.Record]], T]) -> T: ...
-
-    async def shared(
-        self, sql: str, *args: object, encode: Callable[[list[asyncpg.Record]], T] | None = None
-    ) -> T | list[asyncpg.Record]:
-        """Return all rows; identical reads that wait at the same time are answered by one query.
-
-        The query is sent after the last of them has asked, so each sees at least what was committed before
-        it asked; nothing is kept for later. The same SQL, the same arguments in value and type, and the same
-        ``encode`` make two reads identical. Arguments of a type whose values cannot be compared safely are
-        allowed, and that read is shared with nobody. Only for statements that change nothing: of two
-        identical ones only one may run.
-
-        A caller waits for two queries at most: one that was sent before it asked, and its own. One that is
-        cancelled leaves the others alone, and when the last has gone the query is cancelled on the server.
-
-        Args:
-            sql: the statement, with ``$1`` parameters.
-            args: its arguments.
-            encode: makes the answer out of the rows, once for all callers: bytes, str, a tuple, a frozen
-                dataclass; None for the rows, in a list for each caller, whose values must not be changed.
-                A function that captures something is identical to itself only, so make it once.
-
-        Raises:
-            StatementTimeout: As of every statement, and where the caller's deadline comes first.
-            TypeError: ``encode`` returned a list or the like, which one caller could change for the others.
-        """
-        return cast("T | list[asyncpg.Record]", await self._shared.read(sql, args, encode))
-
-    def listen(self, *channels: str) -> AbstractAsyncContextManager[AsyncIterator[Notification]]:
-        """Listen on channels, over a connection of its own; see :class:`Listener`."""
-        return Listener(self._connector, channels)
-
-    async def check(self, *, timeout: float) -> None:  # noqa: ASYNC109 - the caller's word
-        """Prove that a statement works.
-
-        Args:
-            timeout: seconds for borrowing and answer together.
-
-        Raises:
-            PoolTimeout: No connection came free in time.
-            DatabaseUnavailable: The server cannot be reached, or did not answer in time.
-        """
-        deadline = asyncio.get_running_loop().time() + timeout
-        async with self._lend(min(timeout, self._acquire_timeout)) as connection:
-            try:
-                with translated(connection, self._name, self._statement_timeout):
-                    async with asyncio.timeout_at(deadline):
-                        await connection.fetchval("SELECT 1")
-            except StatementTimeout as error:
-                raise DatabaseUnavailable(f"'{self._name}' did not answer within {timeout} s") from error
-
-    async def repeat(
-        self,
-        function: Callable[[Transaction], Awaitable[T]],
-        *,
-        attempts: int = 3,
-        isolation: Isolation = "serializable",
-    ) -> T:
-        """Run a function in a transaction, and again where PostgreSQL asks for that.
-
-        It does so where transactions collide: serialization failures and deadlocks. The function has to be
-        safe to repeat: whatever it does beside its statements happens again.
-
-        Args:
-            function: Called with the transaction; its result is returned after COMMIT.
-            attempts: How often at most; the last failure is raised.
-            isolation: PostgreSQL's isolation level.
-
-        Raises:
-            asyncpg.SerializationError: It collided at each attempt; or DeadlockDetectedError.
-        """
-        if attempts < 1:
-            raise ValueError(f"attempts is 1 or more, not {attempts}")
-        for attempt in range(1, attempts + 1):
-            try:
-                async with self.transaction(isolation=isolation) as transaction:
-                    return await function(transaction)
-            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
-                if attempt == attempts:
-                    raise
-                # Those that collided must not collide again in the same moment.
-                await asyncio.sleep(random.uniform(0, 0.005 * 2**attempt))  # noqa: S311 - chance, no secret
-        raise AssertionError("the last attempt returns or raises")
+    def lend(self, seconds: float) -> Loan:
+        """Lend a connection for a block, waiting for it at most ``seconds`` or until the deadline."""
+        return Loan(self, seconds)
 
     @property
     def longest_lease(self) -> float:
@@ -234,60 +96,29 @@ class Database(Queries):
         return 0.0 if lease is None else time.monotonic() - lease.since
 
     @property
-    def statement_times(self) -> StatementTimes:
-        """How often each named statement was run, and how long that took."""
-        return self._times
+    def holders(self) -> Mapping[Lease, str]:
+        """What is lent, the longest first, with the route that it was lent to; empty outside of a scope."""
+        return self._holders
 
     @property
-    def size(self) -> int:
-        """The most connections that the pool holds."""
-        return self._size
+    def lent(self) -> int:
+        """Connections that were lent and not given back."""
+        return len(self._holders)
 
     @property
     def in_use(self) -> int:
-        """Connections that are lent."""
-        return self._pool.get_size() - self._pool.get_idle_size() if self._pool else 0
+        """Connections that are open and not free."""
+        return self._sessions.open - self._sessions.free if self._sessions else 0
 
     @property
     def idle(self) -> int:
         """Connections that are open and free."""
-        return self._pool.get_idle_size() if self._pool else 0
+        return self._sessions.free if self._sessions else 0
 
-    @property
-    def waiting(self) -> int:
-        """Callers that wait for a connection."""
-        return self._waiting
-
-    @asynccontextmanager
-    async def _statement(self) -> AsyncIterator[Lent]:
-        async with self._lend(self._acquire_timeout) as connection:
-            limit = self._limit()
-            with spend("sql"), translated(connection, self._name, limit):
-                yield Lent(connection, limit)
-
-    @asynccontextmanager
-    async def _lend(self, seconds: float) -> AsyncIterator[_Connection]:
-        """Lend a connection for the block, waiting for it at most ``seconds`` or until the deadline."""
-        pool = self._pool
-        if pool is None or pool.is_closing():
-            raise DatabaseUnavailable(f"'{self._name}' is not open: it was closed, or open() was not awaited")
-        with spend("connection"):
-            connection = await self._acquire(pool, limit_wait(seconds))
-        lease = borrow("connection", self._name)
-        scope = current_scope()
-        self._holders[lease] = scope.route if scope is not None else ""
-        try:
-            # The proxy has every method of a connection, by a metaclass that type checkers cannot follow.
-            yield cast("_Connection", connection)
-        finally:
-            # asyncpg shields this from cancellation. A failure (the connection broke, the pool is
-            # closed) has already ended the connection, and must not hide how the statement ended.
-            try:
-                with suppress(Exception):
-                    await pool.release(connection, timeout=_RELEASE_TIMEOUT)
-            finally:
-                del self._holders[lease]
-                lease.release()
+    def drop_connections(self) -> None:
+        """End all connections without a word to the server, those that are lent too; others are made."""
+        if self._sessions is not None:
+            self._sessions.drop()
 
     def _describe_longest(self) -> str:
         lease = next(iter(self._holders), None)
@@ -297,28 +128,157 @@ class Database(Queries):
         held = f"; longest held {time.monotonic() - lease.since:.3g} s"
         return f"{held} by {where}" if where else held
 
-    async def _acquire(self, pool: _Pool, seconds: float) -> _Proxy:
-        self._waiting += 1
+    async def _acquire(self, sessions: Sessions, seconds: float) -> Session:
+        self.waiting += 1
+        began = time.monotonic()
         try:
-            return await pool.acquire(timeout=seconds)
+            return await sessions.acquire(seconds)
         except TimeoutError as error:
             # Where not one connection stands the wait was for the server and not for other callers.
-            if pool.get_size() == 0:
-                trouble = self._connector.trouble or connect_failure(error, self._address.place, self._name)
+            if not sessions.open:
+                trouble = self._connector.trouble or connect_failure(error, self._connector.place, self.name)
                 raise DatabaseUnavailable(trouble.detail) from error
             raise PoolTimeout(
-                f"no connection to '{self._name}' came free within {seconds:.3g} s "
-                f"({self.in_use} of {self._size} lent{self._describe_longest()}). Raise "
+                f"no connection to '{self.name}' came free within {seconds:.3g} s "
+                f"({self.in_use} of {self.size} lent{self._describe_longest()}). Raise "
                 "FREELOOP_DATABASE_POOL_SIZE, or hold connections for less time: give them back before "
                 "anything slow is awaited."
             ) from error
-        except asyncpg.InterfaceError as error:
-            if not pool.is_closing():
-                raise
-            raise DatabaseUnavailable(f"'{self._name}' is closing") from error
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
+            self.acquire_times.add(time.monotonic() - began)
 
 
-async def _leave_session(_: object) -> None:
-    """Send nothing: asyncpg has rolled back an open transaction by then, and cleared its listeners."""
+# Classes, and coroutines only where there is a wait, since every statement pays for them: a generator takes
+# longer than all else here together.
+class _Lending:
+    """How a connection is lent, and given back."""
+
+    __slots__ = ("_lease", "_lender", "_seconds", "_session", "_sessions")
+
+    def __init__(self, lender: Pool, seconds: float) -> None:
+        self._lender = lender
+        self._seconds = seconds
+
+    def _take(self) -> bool:
+        """Take a connection that is free, and tell whether there was one."""
+        lender = self._lender
+        sessions = lender._sessions
+        if sessions is None or sessions.is_closing:
+            raise DatabaseUnavailable(
+                f"'{lender.name}' is not open: it was closed, or open() was not awaited"
+            )
+        self._sessions = sessions
+        session = sessions.take()
+        if session is None:
+            return False
+        lender.acquire_times.add(0.0)
+        self._note(session)
+        return True
+
+    async def _wait(self) -> None:
+        """Wait for a connection."""
+        with spend("connection"):
+            session = await self._lender._acquire(self._sessions, limit_wait(self._seconds))
+        self._note(session)
+
+    def _note(self, session: Session) -> None:
+        self._session = session
+        scope = current_scope()
+        lease = self._lease = borrow("connection", self._lender.name, _INSIDE)
+        self._lender._holders[lease] = "" if scope is None else scope.route
+
+    async def _end(self, error: BaseException) -> None:
+        """Give the connection back after the block has raised."""
+        session = self._session
+        session.mark_unsettled()
+        if isinstance(error, DatabaseUnavailable) and session.is_closed():
+            # Where packets get lost, those that are free look well until they are used, and each would cost
+            # one borrower all of its time. Where only this one was broken, that costs a few logins.
+            self._sessions.drop_free()
+        if not self._give_back():
+            await self._settle()
+
+    def _give_back(self) -> bool:
+        """Give the connection back, and tell whether nothing is left open on it; else it must be settled."""
+        session = self._session
+        if not session.is_settled:
+            return False
+        self._sessions.give_back(session)
+        self._forget()
+        return True
+
+    async def _settle(self) -> None:
+        try:
+            await self._sessions.settle(self._session)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        del self._lender._holders[self._lease]
+        self._lease.release()
+
+
+class Loan(_Lending):
+    """A connection for a block; see :meth:`Pool.lend`."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> tuple[Session, Lease]:
+        if not self._take():
+            await self._wait()
+        return self._session, self._lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            await self._end(error)
+        elif not self._give_back():
+            await self._settle()
+
+
+class StatementLoan(_Lending):
+    """A connection for one statement, whose errors become ours.
+
+    Args:
+        pool: whose connection.
+        seconds: to wait for it at most.
+        limit: seconds that a statement may take as it is configured; the deadline may be sooner.
+    """
+
+    __slots__ = ("_limit", "_spending")
+
+    def __init__(self, pool: Pool, seconds: float, limit: float | None) -> None:
+        self._lender = pool
+        self._seconds = seconds
+        self._limit = limit
+
+    async def __aenter__(self) -> Lent:
+        if not self._take():
+            await self._wait()
+        self._limit = limit_statement(self._limit)
+        self._spending = spend("sql")
+        self._spending.__enter__()
+        return self._session, self._limit
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spending.__exit__()
+        if error is not None:
+            try:
+                await self._raise(error)
+            except BaseException as ours:
+                await self._end(ours)
+                raise
+        elif not self._give_back():
+            await self._settle()
+
+    async def _raise(self, error: BaseException) -> None:
+        name = self._lender.name
+        try:
+            with translated(self._session, name, self._limit):
+                raise error
+        except StatementTimeout as ours:
+            raise await find_cause(ours, self._session, name) from ours.__cause__

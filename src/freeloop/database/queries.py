@@ -5,31 +5,21 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from typing import Any, TypeAlias, TypeVar, overload
 
 import asyncpg
 
 from freeloop.database.rows import shape_of
+from freeloop.database.spans import Spans
 from freeloop.database.statements import Statement, StatementTimes
 from freeloop.scope import limit_wait
 
 T = TypeVar("T")
-_Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Lent: TypeAlias = "tuple[asyncpg.Connection[asyncpg.Record], float | None]"
+"""A connection for one statement, and the seconds that this may take; None: no limit."""
 
 _SHORTEST = 0.001  # seconds; asyncpg takes 0 for a mistake
-
-
-class Lent(NamedTuple):
-    """A connection for one statement.
-
-    Attributes:
-        connection: The connection.
-        limit: Seconds that the statement may take; None: no limit.
-    """
-
-    connection: _Connection
-    limit: float | None
 
 
 class Queries(ABC):
@@ -48,6 +38,7 @@ class Queries(ABC):
 
     _statement_timeout: float | None
     _times: StatementTimes
+    _spans: Spans
 
     @abstractmethod
     def _statement(self) -> AbstractAsyncContextManager[Lent]:
@@ -135,23 +126,27 @@ class Queries(ABC):
             schema: The schema's name; None: as the search path says.
         """
         async with self._statement() as (connection, limit):
-            tag = await connection.copy_records_to_table(
-                table, records=rows, columns=list(columns), schema_name=schema, timeout=limit
-            )
+            with self._spans.operation("COPY", f"{schema}.{table}" if schema else table):
+                tag = await connection.copy_records_to_table(
+                    table, records=rows, columns=list(columns), schema_name=schema, timeout=limit
+                )
         return int(tag.split()[-1])
 
-    def _limit(self) -> float | None:
-        """Return what a statement may take now: the timeout, or what remains until the deadline."""
-        limit = limit_wait(self._statement_timeout)
-        return None if limit is None else max(_SHORTEST, limit)
+    def _timed(self, sql: str) -> AbstractContextManager[object]:
+        # No generator where there is nothing to count: every statement would pay for it.
+        return self._counted(sql) if isinstance(sql, Statement) else self._spans.statement(sql)
 
     @contextmanager
-    def _timed(self, sql: str) -> Iterator[None]:
-        if not isinstance(sql, Statement):
-            yield
-            return
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._times.add(sql.name, time.monotonic() - began)
+    def _counted(self, sql: Statement) -> Iterator[None]:
+        with self._spans.statement(sql):
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                self._times.add(sql.name, time.monotonic() - began)
+
+
+def limit_statement(timeout: float | None) -> float | None:
+    """Return the seconds that a statement may take now: ``timeout``, or what remains until the deadline."""
+    limit = limit_wait(timeout)
+    return None if limit is None else max(_SHORTEST, limit)

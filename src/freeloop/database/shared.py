@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context
 from functools import partial
 from types import CoroutineType, GeneratorType
@@ -21,7 +21,7 @@ import asyncpg
 from freeloop.database.departures import Departures, Flight
 from freeloop.database.identity import identify, is_exact
 from freeloop.database.queries import Lent
-from freeloop.errors import DatabaseUnavailable, StatementTimeout
+from freeloop.errors import DatabaseUnavailable, StatementTimeout, duplicate
 from freeloop.scope import Scope, choose_request_id, limit_wait, spend
 
 _Encode: TypeAlias = Callable[[list[asyncpg.Record]], Any]
@@ -37,11 +37,19 @@ class SharedReads:
 
     Args:
         statement: gives a connection for one statement, and raises our errors for asyncpg's.
+        timed: takes the time of a statement.
         name: the name of the database object, for messages.
     """
 
-    def __init__(self, statement: Callable[[], AbstractAsyncContextManager[Lent]], *, name: str) -> None:
+    def __init__(
+        self,
+        statement: Callable[[], AbstractAsyncContextManager[Lent]],
+        timed: Callable[[str], AbstractContextManager[object]],
+        *,
+        name: str,
+    ) -> None:
         self._statement = statement
+        self._timed = timed
         self._name = name
         self._departures: Departures[_Query] = Departures()
         # Those that were given up stay until they have ended; the loop itself holds tasks weakly.
@@ -108,7 +116,8 @@ class SharedReads:
         async with self._statement() as (connection, limit):
             # As late as can be: whoever asked while this waited for a connection comes along.
             self._departures.depart(flight)
-            rows = await connection.fetch(str(sql), *args, timeout=limit)
+            with self._timed(sql):
+                rows = await connection.fetch(str(sql), *args, timeout=limit)
         return rows if encode is None else _encode(encode, rows)
 
     def _land(self, flight: Flight[_Query], task: asyncio.Task[Any]) -> None:
@@ -147,25 +156,6 @@ class SharedReads:
                     "Make it do less, or allow it more time (FREELOOP_DEADLINE, @deadline)."
                 )
             )
-
-
-def duplicate(error: BaseException) -> BaseException:
-    """Return an exception that says the same; raising either leaves the other's traceback alone.
-
-    It has the traceback so far, which leads to the place where the error occurred.
-    """
-    try:
-        twin = copy.copy(error)
-    except Exception:  # noqa: BLE001 - it takes other arguments than it keeps, as an exception may
-        try:
-            twin = type(error).__new__(type(error), *error.args)
-            twin.__dict__.update(error.__dict__)
-        except Exception:  # noqa: BLE001 - nothing of it may keep the others from hearing of it
-            return error
-    twin.__cause__ = error.__cause__
-    twin.__context__ = error.__context__
-    twin.__suppress_context__ = error.__suppress_context__
-    return twin.with_traceback(error.__traceback__)
 
 
 def _encode(encode: _Encode, rows: list[asyncpg.Record]) -> Any:  # noqa: ANN401 - what it returns

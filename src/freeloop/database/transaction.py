@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
 
 import anyio
 import asyncpg
 
-from freeloop.database.failure import translated
-from freeloop.database.queries import Lent, Queries
+from freeloop.database.failure import find_cause, translated
+from freeloop.database.idle import IdlePlaces
+from freeloop.database.queries import Lent, Queries, limit_statement
 from freeloop.database.rows import shape_of
+from freeloop.database.spans import Spans
 from freeloop.database.statements import StatementTimes
-from freeloop.scope import spend
+from freeloop.errors import StatementTimeout
+from freeloop.scope import Lease, spend
 
 Isolation: TypeAlias = Literal["read_uncommitted", "read_committed", "repeatable_read", "serializable"]
 
@@ -27,39 +30,63 @@ class Transaction(Queries):
 
     Args:
         connection: the connection that the transaction runs on.
+        lease: what says in the scope that it is lent.
         name: the name of the database object, for messages.
         statement_timeout: seconds a statement may take, None for no limit.
         times: counts the named statements.
+        idle: takes note of the time in which the connection is held and not used.
+        spans: makes the spans.
     """
 
     def __init__(
         self,
         connection: asyncpg.Connection[asyncpg.Record],
+        lease: Lease,
         *,
         name: str,
         statement_timeout: float | None,
-        times: StatementTimes | None = None,
+        times: StatementTimes,
+        idle: IdlePlaces,
+        spans: Spans,
     ) -> None:
         self._connection = connection
+        self._lease = lease
         self._name = name
         self._statement_timeout = statement_timeout
-        self._times = times or StatementTimes()
+        self._times = times
+        self._idle = idle
+        self._spans = spans
         self._over = False
         # A statement failed, and the server has aborted the transaction unless the failure was here.
         self._doubtful = False
         self._readonly = False
+        self._sequels: list[Callable[[], object]] = []
+
+    def after_commit(self, function: Callable[[], object]) -> None:
+        """Call a function once, as soon as the transaction has been committed; not where it is rolled back.
+
+        It must not fail. What a savepoint's block has asked for is called also where that was undone.
+        """
+        if function not in self._sequels:
+            self._sequels.append(function)
 
     @asynccontextmanager
     async def _statement(self) -> AsyncIterator[Lent]:
         if self._over:
             raise RuntimeError(f"this transaction on '{self._name}' is over: use it within its block only")
-        limit = self._limit()
-        with spend("sql"), translated(self._connection, self._name, limit):
-            try:
-                yield Lent(self._connection, limit)
-            except BaseException:
-                self._doubtful = True
-                raise
+        self._idle.settle(self._lease)
+        limit = limit_statement(self._statement_timeout)
+        try:
+            with spend("sql"), translated(self._connection, self._name, limit):
+                try:
+                    yield self._connection, limit
+                except BaseException:
+                    self._doubtful = True
+                    raise
+                finally:
+                    self._lease.rest()
+        except StatementTimeout as error:
+            raise await find_cause(error, self._connection, self._name) from error.__cause__
 
     @overload
     def stream(
@@ -84,10 +111,14 @@ class Transaction(Queries):
         """
         shape = None if into is None else shape_of(into)
         async with self._statement() as (connection, limit):
-            cursor = await connection.cursor(str(sql), *args, timeout=limit)
+            with self._timed(sql):
+                # connection.cursor() would give the statement a name, which outlives the transaction.
+                statement = await connection.prepare(str(sql), timeout=limit)
+                cursor = await statement.cursor(*args, timeout=limit)
         while True:
             async with self._statement() as (_, limit):
-                rows = await cursor.fetch(prefetch, timeout=limit)
+                with self._spans.operation("FETCH"):
+                    rows = await cursor.fetch(prefetch, timeout=limit)
             for row in rows:
                 yield row if shape is None else shape(row)
             if len(rows) < prefetch:
@@ -110,33 +141,44 @@ class Transaction(Queries):
         self._readonly = readonly
         block = self._connection.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)
         try:
-            try:
-                async with self._statement():
-                    await block.start()
-            except BaseException:
-                # Whether the server has begun is not known, and asyncpg would take it for a mistake in
-                # the code, which it reports to the loop, when the connection comes back.
-                self._give_up()
-                raise
-            async with self._finish(block):
-                yield self
+            with self._spans.transaction():
+                await self._begin(block)
+                async with self._finish(block, "COMMIT"):
+                    yield self
+            for function in self._sequels:
+                function()
         finally:
             self._over = True
+            self._idle.settle(self._lease)
+
+    async def _begin(self, block: asyncpg.transaction.Transaction) -> None:
+        try:
+            await self._start(block, "BEGIN")
+        except BaseException:
+            # Whether the server has begun is not known, and asyncpg would take it for a mistake in
+            # the code, which it reports to the loop, when the connection comes back.
+            self._give_up()
+            raise
 
     @asynccontextmanager
     async def _run(self, block: asyncpg.transaction.Transaction) -> AsyncIterator[Transaction]:
-        async with self._statement():
-            await block.start()
-        async with self._finish(block):
+        await self._start(block, "SAVEPOINT")
+        async with self._finish(block, "RELEASE SAVEPOINT"):
             yield self
 
+    async def _start(self, block: asyncpg.transaction.Transaction, operation: str) -> None:
+        async with self._statement():
+            with self._spans.operation(operation):
+                await block.start()
+
     @asynccontextmanager
-    async def _finish(self, block: asyncpg.transaction.Transaction) -> AsyncIterator[None]:
+    async def _finish(self, block: asyncpg.transaction.Transaction, operation: str) -> AsyncIterator[None]:
         try:
             yield
             if self._doubtful and not self._readonly:  # which has nothing to lose
                 await self._prove()
         except BaseException:
+            self._idle.settle(self._lease)
             rolled_back = False
             # Shielded, since in a cancelled anyio scope every await is cancelled anew. The block's
             # own error is the one to report.
@@ -149,7 +191,8 @@ class Transaction(Queries):
                 self._give_up()
             raise
         async with self._statement():
-            await block.commit()
+            with self._spans.operation(operation):
+                await block.commit()
 
     async def _prove(self) -> None:
         """Raise where the transaction is aborted: a COMMIT would roll it back, and report success."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 Priority: TypeAlias = Literal["low", "normal", "high", "critical"]
@@ -36,6 +36,13 @@ class Declaration:
     deadline: float | AppDefault | None = APP_DEFAULT
     finish: bool = False
     priority: Priority = "normal"
+
+    def __str__(self) -> str:
+        """What differs from the defaults, such as ``deadline=5.0 priority=low``; empty: nothing does."""
+        given = ((field, getattr(self, field.name)) for field in fields(self))
+        return " ".join(
+            f"{field.name}={str(value).lower()}" for field, value in given if value != field.default
+        )
 
 
 def deadline(seconds: float | None) -> Callable[[Endpoint], Endpoint]:

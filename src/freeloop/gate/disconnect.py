@@ -55,6 +55,27 @@ def _has_hung_up(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
+class Undisturbed:
+    """The way in of a route that runs to its end: nothing behind the body says that the client has gone.
+
+    Starlette ends a stream by itself where it hears of that.
+    """
+
+    __slots__ = ("_complete", "_receive")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._complete = False
+
+    async def receive(self) -> Message:
+        """Return the next message of the body; behind its last one, wait."""
+        message = await self._receive()
+        if self._complete:
+            await asyncio.get_running_loop().create_future()
+        self._complete = message["type"] == "http.request" and not message.get("more_body", False)
+        return message
+
+
 class ReadAhead:
     """Stands between the server's ``receive`` and the app's.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Generator
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from typing import Any, Final, Literal, cast
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
+from freeloop.gate import refusals
 from freeloop.gate.bulkhead import Bulkhead
 from freeloop.gate.declare import AppDefault
 from freeloop.gate.descent import find_innermost
@@ -28,8 +30,15 @@ class _Nothing:
         yield from ()
 
 
+class _Unread:
+    """The flow of a connection of which nothing is known."""
+
+    read_paused = True
+
+
 _NOTHING: Final = _Nothing()
 _NO_ANSWER: Final = 499  # nginx's code for a request that ended without an answer
+_REFUSALS: Final = {"deadline": refusals.deadline_passed, "request": refusals.cancelled_by_hand}
 
 
 class Exchange(Scope):
@@ -56,6 +65,7 @@ class Exchange(Scope):
         cancelled_at: When it was last cancelled.
         answering: What answers in the app's place, while that cleans up.
         superseded: Whether nothing that the app sends goes through any more.
+        flow: Whether its connection is read (``read_paused``): only then its end is seen, and told.
     """
 
     # Defaults on the class, as in Scope.
@@ -71,6 +81,8 @@ class Exchange(Scope):
     cancelled_at = 0.0
     superseded = False
     answering: asyncio.Task[None] | None = None
+    flow: Any = _Unread
+    _transport: Any = None
     _renewal: float | None = None
     _innermost: tuple[asyncio.Task[Any], ...] = ()
 
@@ -95,8 +107,13 @@ class Exchange(Scope):
         self.bulkhead = bulkhead
         self._send = send
         # uvicorn's object for the request; it knows first that the client has gone, and to ask it takes
-        # neither a message from the app nor a task.
-        self._connection: Any = getattr(receive, "__self__", None)
+        # neither a message from the app nor a task. Under our server it need not be asked: it tells.
+        self._connection = connection = cast("Any", getattr(receive, "__self__", None))
+        transport: Any = getattr(connection, "transport", None)
+        if hasattr(transport, "watcher"):
+            self._transport = transport
+            transport.watcher = self
+            self.flow = connection.flow
 
     def send(self, message: Message) -> Awaitable[None]:
         """Hand a message of the app to the server; to be awaited, as any ``send``.
@@ -144,12 +161,18 @@ class Exchange(Scope):
         self.answered = True
 
     def cancel(self, cause: Cause) -> None:
-        """Cancel the app where it stands: its innermost tasks first.
+        """Cancel the app where it stands, and answer in its place where its client still waits.
+
+        The answer does not wait for the app's clean-up, which may take long.
 
         Middleware of Starlette's kind and streams run the app in anyio's task groups. Those, when they are
         cancelled from outside, cancel again whatever is awaited below them, clean-up included, for as long
         as it takes. The tasks above follow by :meth:`go_on_cancelling`.
         """
+        if cause != "disconnect" and self.cause is None and self.status is None:
+            refuse = _REFUSALS.get(cause, refusals.cut_at_shutdown)
+            self.answering = asyncio.get_running_loop().create_task(self._refuse(refuse))
+        self.cancelled_at = time.monotonic()
         # What Starlette makes of a cancelled part (a 500, a proper end of half a stream) is not the truth.
         # Events may end by themselves.
         self.superseded = not (self.events and cause == "shutdown")
@@ -161,6 +184,12 @@ class Exchange(Scope):
         self._innermost = innermost
         for task in innermost:
             task.cancel(cause)
+
+    async def _refuse(self, refuse: Callable[[Scope], Response]) -> None:
+        self.assist()
+        # Whatever fails here is the connection; the request itself ends by its cancellation.
+        with suppress(Exception):
+            await self.answer(refuse(self))
 
     def go_on_cancelling(self) -> None:
         """Cancel the task of the request too, where it goes on after its innermost ones have ended."""
@@ -178,6 +207,11 @@ class Exchange(Scope):
         until = self.started + seconds
         self.deadline = until if self.deadline is None else min(until, self.deadline)
         self._renewal = None
+
+    def lose(self) -> None:
+        """Hear that the connection is lost."""
+        if self.cause is None and not self.answered and not self.bulkhead.declaration.finish:
+            self.cancel("disconnect")
 
     def overdue(self, now: float) -> Cause | None:
         """Return why it must end now; None: it may go on."""
@@ -218,9 +252,11 @@ class Exchange(Scope):
             elapsed = time.monotonic() - self.admitted
             slow = elapsed > (self.bulkhead.baseline or math.inf)
             self.release(elapsed if slow and self.cause in {"deadline", "disconnect"} else None)
-        connection = self._connection
-        if type(connection) is ReadAhead:
-            connection.close()
+        if self._transport is not None:
+            if self._transport.watcher is self:  # and not the next request already
+                self._transport.watcher = None
+        elif type(self._connection) is ReadAhead:
+            self._connection.close()
 
     def report(self, asgi: ASGIScope) -> RequestRecord:
         """Return the record of the request, which has ended."""
@@ -234,9 +270,13 @@ class Exchange(Scope):
             self.status or _NO_ANSWER,
             duration,
             client[0] if client else "",
-            self.cause or "",
+            self.cause or self._find_loss(),
             self._times(duration),
         )
+
+    def _find_loss(self) -> Literal["", "disconnect"]:
+        """Return why an answer is incomplete though nobody cancelled it: Starlette ends streams by itself."""
+        return "disconnect" if not self.answered and is_gone(self._connection) else ""
 
     def describe(self) -> str:
         """Return where its tasks stand, as the lines of stacks."""

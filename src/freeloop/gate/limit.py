@@ -25,7 +25,7 @@ from freeloop.gate.baseline import Baseline, Window
 
 Priority = Literal["low", "normal", "high"]
 
-_FLOOR: Final = 0.010  # s; below, latency is the loop's jitter, and nobody waits noticeably longer
+_FLOOR: Final = 0.050  # s; below, latency is the jitter of a busy loop, and nobody waits noticeably longer
 _FEWEST, _FIRST, _MOST = 4, 10, 1000  # samples: of a window, of a baseline, that decide however they scatter
 _SHORTEST: Final = 0.05  # s of a window
 _CERTAIN: Final = 4.0  # standard errors above the baseline, before a limit is set
@@ -47,7 +47,7 @@ class _Tolerance:
 
 _TOLERANCES: Final = {
     "low": _Tolerance(1.3, 0.08, 0.2, 0.3),
-    "normal": _Tolerance(1.6, 0.25, 0.45, 1.0),
+    "normal": _Tolerance(1.4, 0.2, 0.4, 1.0),
     "high": _Tolerance(2.5, 0.5, 1.0, 1.0),
 }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -16,20 +17,21 @@ from starlette.types import Scope as ASGIScope
 from freeloop.gate import refusals
 from freeloop.gate.admission import Verdict
 from freeloop.gate.bulkheads import Bulkheads, path_within
-from freeloop.gate.disconnect import ReadAhead
+from freeloop.gate.disconnect import ReadAhead, Undisturbed
 from freeloop.gate.exchange import Exchange
 from freeloop.gate.pages import Page
 from freeloop.gate.policy import Policy
 from freeloop.gate.reaper import Reaper
 from freeloop.gate.sockets import WebSockets
 from freeloop.records import RequestRecord
-from freeloop.scope import choose_request_id, limit_wait
+from freeloop.scope import Scope, choose_request_id, limit_wait, read_trace
 
 logger = logging.getLogger("freeloop.gate")
 Observer = Callable[[RequestRecord], None]
 
 _HTTP_1: Final = frozenset({"1.0", "1.1"})  # later versions send bodies of no announced length as they are
-PASSED: Final = "freeloop.passed"  # marks a request in its ASGI scope, for a gate within a gate
+# Marks a request in its ASGI scope, for a gate within a gate; holds the owner of the innermost.
+PASSED: Final = "freeloop.passed"
 
 
 class Gate:
@@ -42,6 +44,7 @@ class Gate:
         observers: Called with each ended request's record; they must not raise or block.
         policy: Deadline, limits and the like.
         pages: What the gate answers itself, by path, where the app has no such route.
+        owner: Who has put it there; a request finds it in its ASGI scope.
 
     Attributes:
         draining: Whether the shutdown has begun.
@@ -55,15 +58,17 @@ class Gate:
         observers: Sequence[Observer] = (),
         policy: Policy | None = None,
         pages: Mapping[str, Page] | None = None,
+        owner: object = None,
     ) -> None:
         self.app = app
+        self._owner = owner
         self.observers = list(observers)
         self.policy = policy or Policy()
         self.bulkheads = Bulkheads(app, max_concurrency=self.policy.max_concurrency)
         self.draining = False
         self._pages = pages or {}
         self._reaper = Reaper(cleanup_timeout=self.policy.cleanup_timeout)
-        self._sockets = WebSockets(self._tell_idle)
+        self._sockets = WebSockets(self._tell_idle, cleanup_timeout=self.policy.cleanup_timeout)
         self._idle = asyncio.Event()
         self._deadline_header = (self.policy.deadline_header or "").lower().encode("latin-1")
 
@@ -82,8 +87,12 @@ class Gate:
             receive,
             send,
         )
+        if (traceparent := headers.get(b"traceparent")) is not None:
+            exchange.trace = read_trace(traceparent, headers.get(b"tracestate"))
+        if exchange.bulkhead.declaration.finish:
+            receive = Undisturbed(receive).receive
         exchange.enter()
-        asgi[PASSED] = True
+        asgi[PASSED] = self._owner
         self._reaper.watch(exchange)
         try:
             try:
@@ -99,6 +108,14 @@ class Gate:
                     await self._settle(exchange, asgi, receive, None)
         finally:
             self._close(exchange, asgi)
+
+    def __contains__(self, scope: object) -> bool:
+        return scope in self._reaper or scope in self._sockets
+
+    @property
+    def scopes(self) -> Iterator[Scope]:
+        """Requests and WebSockets that run now."""
+        return itertools.chain(self._reaper, self._sockets)
 
     @property
     def running(self) -> int:
@@ -124,18 +141,17 @@ class Gate:
     def close_streams(self) -> None:
         """End what would never end by itself: streams of events at their next pause, and WebSockets.
 
+        Those that begin later, on connections that are there already, are ended too.
         Those who open WebSockets (the server) send the close frame.
         """
-        for exchange in self._reaper:
-            if exchange.events and not exchange.answered and exchange.cause is None:
-                self._reaper.end(exchange, "shutdown")
+        self._reaper.close_events()
         self._sockets.close()
 
     def cancel(self) -> None:
         """Cancel everything that runs; what was not answered yet is answered with 503."""
         for exchange in self._reaper:
             if exchange.cause is None:  # otherwise it cleans up already
-                self._reaper.end(exchange, "shutdown")
+                exchange.cancel("shutdown")
         self._sockets.cancel()
 
     async def wait_idle(self) -> None:
@@ -247,8 +263,9 @@ class Gate:
 
     async def _pass(self, asgi: ASGIScope, receive: Receive, send: Send) -> None:
         """Let through what is no request, and what an outer gate has let through already."""
-        if asgi["type"] == "websocket" and PASSED not in asgi:
-            asgi[PASSED] = True
+        passed = PASSED in asgi
+        asgi[PASSED] = self._owner
+        if asgi["type"] == "websocket" and not passed:
             await self._sockets.run(self.app, asgi, receive, send, self.bulkheads.find(asgi).template)
         else:
             await self.app(asgi, receive, send)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
+import asyncpg
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -19,6 +21,15 @@ from freeloop.scope import current_scope
 MEDIA_TYPE: Final = "application/problem+json"
 _MOST_MISTAKES: Final = 20
 _LONGEST_TEXT: Final = 200
+# What is refused because of other rows: the caller can mend it. A CHECK or NOT NULL speaks of the row alone;
+# it fails where the handler has let through, or has made, what its own model should refuse. The caller cannot
+# know which, so that stays an error of the app: 500, with the stack in the log.
+_CONFLICTS: Final[dict[type[asyncpg.IntegrityConstraintViolationError], str]] = {
+    asyncpg.UniqueViolationError: "there is a row with the same values already",
+    asyncpg.ExclusionViolationError: "a row that is there already excludes it",
+    asyncpg.ForeignKeyViolationError: "what it refers to is not there, or is still referred to",
+    asyncpg.RestrictViolationError: "it is still referred to",
+}
 
 
 class FieldMistake(BaseModel):
@@ -79,9 +90,17 @@ def answer_error(error: FreeloopError) -> Response:
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Make ``app`` answer every error of ours, of Starlette and of validation as a problem document."""
-    app.add_exception_handler(FreeloopError, answer_own)
+    answer_unhandled(app)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
+
+
+def answer_unhandled(app: Starlette) -> None:
+    """Make ``app`` answer errors of ours, and conflicts with stored data, where it does not do so itself."""
+    app.exception_handlers.setdefault(FreeloopError, answer_own)
+    app.exception_handlers.setdefault(asyncpg.IntegrityConstraintViolationError, answer_conflict)
+    app.exception_handlers.setdefault(asyncpg.SerializationError, answer_collision)
+    app.exception_handlers.setdefault(asyncpg.DeadlockDetectedError, answer_collision)
 
 
 def _problem(
@@ -115,6 +134,34 @@ async def answer_own(_: Request, error: Exception) -> Response:
     return answer_error(error)
 
 
+async def answer_conflict(_: Request, error: Exception) -> Response:
+    """Answer 409 where the database has refused a change because of other rows; else raise it again.
+
+    It names the constraint and the table. PostgreSQL's own detail shows values of rows: it is not sent.
+    """
+    reason = next((said for kind, said in _CONFLICTS.items() if isinstance(error, kind)), None)
+    if reason is None:
+        raise error
+    constraint, table = getattr(error, "constraint_name", None), getattr(error, "table_name", None)
+    return problem_response(
+        409,
+        f"It conflicts with what is stored{f' in {table}' if table else ''}",
+        f"The change was not made: {reason}{f' (constraint {constraint})' if constraint else ''}.",
+    )
+
+
+async def answer_collision(_: Request, error: Exception) -> Response:
+    """Answer 503 where transactions collided and this one was rolled back: again, it may well succeed."""
+    if not isinstance(error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)):
+        raise error
+    return problem_response(
+        503,
+        "It collided with another change at the same time",
+        "Nothing was changed. Send the request again; the app itself can do so by Database.repeat.",
+        headers={"Retry-After": "1"},
+    )
+
+
 async def _answer_http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
@@ -142,18 +189,12 @@ def _allowed_methods(request: Request) -> list[str]:
     ]
 
 
-async def _answer_validation(_: Request, error: Exception) -> Response:
+async def _answer_validation(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     found = error.errors()
     # The answer must not grow with what came: a body can hold a mistake in every tenth byte.
-    mistakes = [
-        {
-            "field": _printable(".".join(str(part) for part in mistake["loc"]))[:_LONGEST_TEXT],
-            "message": _printable(str(mistake["msg"]))[:_LONGEST_TEXT],
-        }
-        for mistake in found[:_MOST_MISTAKES]
-    ]
+    mistakes = [_say_mistake(mistake, request) for mistake in found[:_MOST_MISTAKES]]
     first = mistakes[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem_response(
@@ -162,3 +203,17 @@ async def _answer_validation(_: Request, error: Exception) -> Response:
         "; ".join(f"{mistake['field']}: {mistake['message']}" for mistake in mistakes),
         errors=mistakes,
     )
+
+
+def _say_mistake(mistake: Mapping[str, Any], request: Request) -> dict[str, str]:
+    """Return the field and what is wrong with it; of a body that is no JSON, clearer than FastAPI does."""
+    place, message = tuple(mistake["loc"]), str(mistake["msg"])
+    if mistake["type"] == "json_invalid" and len(place) == 2:  # the body, and the character
+        message = f"expected JSON, at character {place[1]}: {mistake['ctx']['error']}"
+        place = place[:1]
+    elif place == ("body",) and "json" not in (came := request.headers.get("content-type", "none")):
+        message = f"expected Content-Type: application/json, came {came}"
+    return {
+        "field": _printable(".".join(map(str, place)))[:_LONGEST_TEXT],
+        "message": _printable(message)[:_LONGEST_TEXT],
+    }

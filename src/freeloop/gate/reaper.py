@@ -1,7 +1,8 @@
 """Ends the requests whose time is over or whose client has gone.
 
 One timer looks at all running requests 25 times a second. A request that ends between two looks has cost an
-entry in a set; there is no timer and no task per request.
+entry in a set; there is no timer and no task per request. Our own server tells when a client goes; any other
+is asked at each look.
 """
 
 from __future__ import annotations
@@ -9,16 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from contextvars import Context
 from typing import Final
 
-from starlette.responses import Response
-
-from freeloop.gate import refusals
 from freeloop.gate.exchange import Exchange
-from freeloop.scope import Cause
 
 logger = logging.getLogger("freeloop.gate")
 
@@ -36,6 +32,7 @@ class Reaper:
     def __init__(self, *, cleanup_timeout: float) -> None:
         self._cleanup_timeout = cleanup_timeout
         self._running: set[Exchange] = set()
+        self._events_closed = False
         self._timer: asyncio.TimerHandle | None = None
         # The timer is started by whichever request comes, and must not keep its variables.
         self._context = Context()
@@ -53,25 +50,37 @@ class Reaper:
     def __iter__(self) -> Iterator[Exchange]:
         return iter(tuple(self._running))
 
+    def __contains__(self, scope: object) -> bool:
+        return scope in self._running
+
     def __len__(self) -> int:
         return len(self._running)
 
-    def end(self, request: Exchange, cause: Cause) -> None:
-        """Cancel a request now, and answer it where its client still waits: its clean-up may take long."""
-        if cause != "disconnect" and request.cause is None and request.status is None:
-            response = refusals.deadline_passed if cause == "deadline" else refusals.cut_at_shutdown
-            request.answering = asyncio.get_running_loop().create_task(_answer(request, response))
-        request.cancelled_at = time.monotonic()
-        request.cancel(cause)
+    def close_events(self) -> None:
+        """End streams of events: those that run now, and any that begins later."""
+        self._events_closed = True
+        for request in self:
+            if self._is_closed(request) and request.cause is None:
+                request.cancel("shutdown")
+
+    def _is_closed(self, request: Exchange) -> bool:
+        return self._events_closed and request.events and not request.answered
 
     def _sweep(self) -> None:
         self._timer = None
         now = time.monotonic()
+        closing = self._events_closed  # asked once: thousands may wait
         for request in self._running:
             if request.cause is None:
-                cause = request.overdue(now)
-                if cause is not None:
-                    self.end(request, cause)
+                if closing and self._is_closed(request):
+                    request.cancel("shutdown")
+                    continue
+                # Thousands may wait, most for their deadline only.
+                deadline = request.deadline
+                if (deadline is not None and now >= deadline) or request.flow.read_paused:
+                    cause = request.overdue(now)
+                    if cause is not None:
+                        request.cancel(cause)
             elif now - request.cancelled_at >= self._cleanup_timeout:
                 logger.warning(
                     "a cancelled request does not end",
@@ -82,7 +91,7 @@ class Reaper:
                         "stack": request.describe(),
                     },
                 )
-                self.end(request, request.cause)
+                request.cancel(request.cause)
             else:
                 request.go_on_cancelling()
         if self._running:
@@ -90,10 +99,3 @@ class Reaper:
 
     def _set_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(TICK, self._sweep, context=self._context)
-
-
-async def _answer(request: Exchange, response: Callable[[Exchange], Response]) -> None:
-    request.assist()
-    # Whatever fails here is the connection; the request itself ends by its cancellation.
-    with suppress(Exception):
-        await request.answer(response(request))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from freeloop.gate.exchange import Exchange
 from freeloop.gate.problems import problem_response
+from freeloop.scope import Scope
 
 
 def too_large(announced: int, limit: int) -> Response:
@@ -18,6 +18,24 @@ def too_large(announced: int, limit: int) -> Response:
     )
 
 
+def malformed() -> Response:
+    """400 for what is no HTTP request."""
+    return problem_response(
+        400,
+        "This is no valid HTTP request",
+        "expected a request as RFC 9112 describes it; nothing was read of it.",
+    )
+
+
+def head_too_large(limit: int) -> Response:
+    """431 for a request whose head does not end."""
+    return problem_response(
+        431,
+        f"The request line and headers are larger than {limit} bytes",
+        f"expected at most {limit} bytes before the body, more came.",
+    )
+
+
 def wrong_deadline(header: str, came: str) -> Response:
     """400 for a deadline header that holds no number of seconds."""
     return problem_response(
@@ -27,11 +45,11 @@ def wrong_deadline(header: str, came: str) -> Response:
     )
 
 
-def overloaded(exchange: Exchange, retry_after: int) -> Response:
+def overloaded(scope: Scope, retry_after: int) -> Response:
     """503 for a request that is shed."""
     return problem_response(
         503,
-        f"{exchange.route or 'The service'} is overloaded",
+        f"{scope.route or 'The service'} is overloaded",
         f"More requests came than are served in time; try again in {retry_after} s.",
         headers={"Retry-After": str(retry_after)},
     )
@@ -47,17 +65,26 @@ def draining() -> Response:
     )
 
 
-def deadline_passed(exchange: Exchange) -> Response:
+def deadline_passed(scope: Scope) -> Response:
     """504 for a request whose time is over."""
-    allowed = (exchange.deadline or exchange.started) - exchange.started
+    allowed = (scope.deadline or scope.started) - scope.started
     return problem_response(
         504,
         "The request took longer than it may",
-        f"{exchange.route or 'The request'} was cancelled after {allowed:.3g} s, its deadline.",
+        f"{scope.route or 'The request'} was cancelled after {allowed:.3g} s, its deadline.",
     )
 
 
-def cut_at_shutdown(_: Exchange) -> Response:
+def cancelled_by_hand(scope: Scope) -> Response:
+    """503 for a request that somebody has cancelled, as the console does; no word on trying it again."""
+    return problem_response(
+        503,
+        "The request was cancelled",
+        f"{scope.route or 'The request'} was cancelled by hand, by whoever runs the service.",
+    )
+
+
+def cut_at_shutdown(_: Scope) -> Response:
     """503 for a request that was not finished when the time for running requests was over."""
     return problem_response(
         503,

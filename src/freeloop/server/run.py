@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
-import stat
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,11 +20,12 @@ from uvicorn.supervisors import ChangeReload
 from freeloop.errors import FreeloopError, StartError
 from freeloop.kit import Freeloop
 from freeloop.logs import LogWriter, configure_logs
-from freeloop.server.process import bind, serve, url_of
+from freeloop.server.process import serve
 from freeloop.server.shutdown import Timetable
-from freeloop.server.target import load_app
+from freeloop.server.sockets import url_of
+from freeloop.server.target import find_kit, load_app
 from freeloop.server.workers import supervise
-from freeloop.settings import Settings
+from freeloop.settings import Settings, find_unknown
 
 logger = logging.getLogger("freeloop")
 
@@ -54,48 +53,26 @@ class Command:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(
-    command: Command, sockets: list[socket.socket], on_listening: Callable[[], None] | None = None
-) -> None:
+def run(command: Command, sockets: list[socket.socket]) -> None:
     """Run the app in this process until a signal ends it.
 
     Args:
         command: What is to be run.
         sockets: Sockets that are bound.
-        on_listening: Called once requests are answered.
 
     Raises:
         StartError: There is no such app.
     """
-    settings = command.settings
     # Before the app is imported: where it sets up logs itself, its word is the last.
-    writer = _open_logs(command)
-    try:
-        app = load_app(command.target, app_dir=command.app_dir, factory=command.factory)
-        kit, served, resources = _prepare(app, command)
-        config = _configure(served, command.options)
-        scheme = "https" if config.is_ssl else "http"
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            overdue = runner.run(
-                serve(
-                    config,
-                    sockets,
-                    drain=kit,
-                    timetable=Timetable.plan(settings.shutdown_timeout, settings.drain_delay),
-                    resources=resources,
-                    on_listening=lambda: _tell(sockets, scheme, on_listening),
-                    flush=lambda: _close(writer),
-                )
-            )
-        overdue.wait_for_threads()
-    finally:
-        _close(writer)
+    with _logging(command) as writer:
+        _warn_of_unknown()
+        _run(command, sockets, writer)
 
 
 def run_workers(command: Command, sockets: list[socket.socket], workers: int) -> int:
     """Run the app in several processes; return the exit code."""
-    writer = _open_logs(command)
-    try:
+    with _logging(command):
+        _warn_of_unknown()
         return supervise(
             partial(_run_child, command),
             sockets,
@@ -103,12 +80,11 @@ def run_workers(command: Command, sockets: list[socket.socket], workers: int) ->
             shutdown_timeout=command.settings.shutdown_timeout,
             start_timeout=command.settings.start_timeout,
         )
-    finally:
-        _close(writer)
 
 
 def run_reloading(command: Command, sockets: list[socket.socket], folders: list[str]) -> None:
     """Run the app in a process that starts again where files change, by uvicorn's own supervisor."""
+    _warn_of_unknown()
     for bound in sockets:
         bound.set_inheritable(True)
     config = uvicorn.Config(
@@ -125,10 +101,37 @@ def _run_child(
 ) -> None:
     """Run the app where no command line stands around it that makes an error readable."""
     try:
-        run(command, sockets, on_listening)
+        with _logging(command) as writer:
+            _run(command, sockets, writer, on_listening)
     except FreeloopError as error:
         sys.stderr.write(f"freeloop: {error.title}: {error.detail}\n")
         sys.exit(1)
+
+
+def _run(
+    command: Command,
+    sockets: list[socket.socket],
+    writer: LogWriter | None,
+    on_listening: Callable[[], None] | None = None,
+) -> None:
+    settings = command.settings
+    app = load_app(command.target, app_dir=command.app_dir, factory=command.factory)
+    kit, served, resources = _prepare(app, command)
+    config = _configure(served, command.options)
+    scheme = "https" if config.is_ssl else "http"
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        overdue = runner.run(
+            serve(
+                config,
+                sockets,
+                drain=kit,
+                timetable=Timetable.plan(settings.shutdown_timeout, settings.drain_delay),
+                resources=resources,
+                on_listening=lambda: _tell(sockets, scheme, on_listening),
+                flush=lambda: _close(writer),
+            )
+        )
+    overdue.wait_for_threads()
 
 
 def _configure(app: Any, options: Mapping[str, Any]) -> uvicorn.Config:  # noqa: ANN401 - any ASGI app
@@ -138,7 +141,7 @@ def _configure(app: Any, options: Mapping[str, Any]) -> uvicorn.Config:  # noqa:
         StartError: An option names something that is not there or cannot be read.
     """
     try:
-        config = uvicorn.Config(app, access_log=False, **options)
+        config = uvicorn.Config(app, access_log=False, interface="asgi3", **options)
         config.load()
     except (OSError, ValueError, KeyError, ImportError, ImportFromStringError) as error:
         given = ", ".join(
@@ -152,59 +155,44 @@ def _configure(app: Any, options: Mapping[str, Any]) -> uvicorn.Config:  # noqa:
     return config
 
 
-def find_sockets(host: str, port: int, uds: str | None, fd: int | None) -> list[socket.socket]:
-    """Open what is to be listened on.
-
-    Args:
-        host: An address.
-        port: A port; 0 takes a free one.
-        uds: A path for a unix socket, in place of the address.
-        fd: The descriptor of a socket, in place of both.
-
-    Raises:
-        StartError: It cannot be opened; the message names it and the reason.
-    """
-    try:
-        if fd is not None:
-            return [socket.socket(fileno=fd)]
-        if uds is not None:
-            return [_bind_unix(uds)]
-    except OSError as error:
-        place = f"the file descriptor {fd}" if fd is not None else uds
-        raise StartError(f"cannot listen on {place}: {error.strerror or error}") from error
-    return [bind(host, port)]
-
-
-def _bind_unix(path: str) -> socket.socket:
-    bound = socket.socket(socket.AF_UNIX)
-    with suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)  # of a process that has ended: whoever listens there loses it, as with uvicorn
-    bound.bind(path)
-    os.chmod(path, 0o666)  # noqa: S103 - as uvicorn does: a proxy runs as another user
-    bound.setblocking(False)
-    return bound
-
-
 def _prepare(
     app: Any,  # noqa: ANN401 - any ASGI app
     command: Command,
-) -> tuple[Freeloop, Any, AbstractAsyncContextManager[None] | None]:
+) -> tuple[Freeloop, Any, AbstractAsyncContextManager[None]]:
     """Put a kit around the app, where it has none; return it, what is served, and what is to be opened."""
-    own = getattr(getattr(app, "state", None), "freeloop", None)
-    if isinstance(own, Freeloop):
-        return own, app, None
+    if (own := find_kit(app)) is not None:
+        return own, own.show_console(app), own.open()
     kit = Freeloop(settings=command.settings, local=command.local)
     if isinstance(app, Starlette):
         kit.install(app)
-        return kit, app, None
-    return kit, kit.wrap(app), kit.open()
+        return kit, kit.show_console(app), kit.open()
+    return kit, kit.show_console(kit.wrap(app)), _open_and_watch(kit)
 
 
-def _open_logs(command: Command) -> LogWriter | None:
-    if not command.own_logs:
-        return None
-    return configure_logs(format=command.settings.log_format, level=command.settings.log_level)
+@asynccontextmanager
+async def _open_and_watch(kit: Freeloop) -> AsyncIterator[None]:
+    """Do what the lifespan of an app does where the kit is installed in it."""
+    async with kit.open():
+        with kit.watching():
+            yield
+
+
+def _warn_of_unknown() -> None:
+    """Log what looks like a setting and is none; once for all processes."""
+    for line in find_unknown():
+        logger.warning(line)
+
+
+@contextmanager
+def _logging(command: Command) -> Iterator[LogWriter | None]:
+    """Set up our logs for the block, where they are ours."""
+    writer = None
+    if command.own_logs:
+        writer = configure_logs(format=command.settings.log_format, level=command.settings.log_level)
+    try:
+        yield writer
+    finally:
+        _close(writer)
 
 
 def _tell(sockets: list[socket.socket], scheme: str, on_listening: Callable[[], None] | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from starlette.applications import Starlette
 
 from freeloop.errors import StartError
+from freeloop.kit import Freeloop
 
 logger = logging.getLogger("freeloop")
 _FILES: Final = ("main.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py")
@@ -54,6 +55,12 @@ def load_app(target: str | None, *, app_dir: str, factory: bool) -> Any:  # noqa
             f"found {type(found).__name__}"
         )
     return found
+
+
+def find_kit(app: object) -> Freeloop | None:
+    """Return the kit that an app has already; None: it has none."""
+    kit = getattr(getattr(app, "state", None), "freeloop", None)
+    return kit if isinstance(kit, Freeloop) else None
 
 
 def _makes_app(found: Any) -> bool:  # noqa: ANN401 - as above

@@ -7,50 +7,54 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 import freeloop
-from freeloop.database import Database
 from freeloop.gate.install import leave_out_idle_layers
 from freeloop.gate.problems import Problem, install_problem_handlers
-from freeloop.kit import Freeloop, open_resources
-from freeloop.metrics import Reading
+from freeloop.kit import Freeloop
+from freeloop.outbound import Source
 from freeloop.service import fetch, health, waiting
+from freeloop.service.dependencies import require_token
 from freeloop.service.docs_page import install_docs_page
 from freeloop.service.items import routes as items
 from freeloop.service.items.feed import ChangeFeed
-from freeloop.service.items.retention import Retention
+from freeloop.service.items.retention import ItemRetention
 from freeloop.service.sample import SampleApi
 from freeloop.service.state import State
+from freeloop.service.tasks import declare_tasks
 from freeloop.settings import Settings
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
+# All callers of /fetch-data ask for the same: those who do so at the same time share one call.
+_SOURCES: Final = Source(coalesce=True)
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the reference service; its lifespan opens and closes everything it lives on."""
-    kit = Freeloop(settings=settings, max_body=settings.max_body)
+    kit = Freeloop(
+        migrations=MIGRATIONS,
+        settings=settings,
+        max_body=settings.max_body,
+        source_defaults=_SOURCES,
+        console="/console",
+    )
+
+    fetched: dict[str, str] = {}
+    declare_tasks(kit, lambda: fetched)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            resources = await stack.enter_async_context(open_resources(settings, MIGRATIONS))
-            changes = ChangeFeed(resources.database)
-            await stack.enter_async_context(changes)
-            await stack.enter_async_context(Retention(resources.database, max_age=settings.changes_retention))
-            sources = settings.sources
+            changes = await stack.enter_async_context(ChangeFeed(kit.database))
+            await stack.enter_async_context(ItemRetention(kit.database, max_age=settings.changes_retention))
+            sources = {name: said["url"] for name, said in settings.sources.items()}
             if not sources:
                 sources = (await stack.enter_async_context(SampleApi())).sources
-            kit.metrics.watch(list_readings(resources.database))
-            state = State(
-                resources.database,
-                resources.outbound,
-                sources,
-                changes,
-                kit,
-                settings.token.get_secret_value() if settings.token else None,
-            )
-            yield {"service": state}
+            fetched.update(sources)
+            token = settings.token.get_secret_value() if settings.token else None
+            yield {"service": State(sources, kit.outbound, changes, token)}
 
     app = FastAPI(
         title="Freeloop",
@@ -62,7 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         redoc_url=None,
     )
-    for router in (waiting.router, fetch.router, items.router, health.router):
+    tasks = kit.task_router(guards=[Depends(require_token)])
+    # FastAPI asks one after the other, at 5 µs each: those that are called most come first.
+    for router in (fetch.router, items.router, waiting.router, tasks, health.router):
         app.include_router(router)
     install_docs_page(app)
     install_problem_handlers(app)
@@ -70,32 +76,6 @@ def create_app(settings: Settings) -> FastAPI:
     kit.install(app)
     _document_problems(app)
     return app
-
-
-def list_readings(database: Database) -> list[Reading]:
-    """Return what /metrics reads of the database at each exposition."""
-    return [
-        Reading("freeloop_database_connections_in_use", "Connections lent out.", lambda: database.in_use),
-        Reading("freeloop_database_connections_idle", "Connections open and free.", lambda: database.idle),
-        Reading("freeloop_database_waiting", "Callers that wait for a connection.", lambda: database.waiting),
-        Reading(
-            "freeloop_database_longest_lease_seconds",
-            "Since when the connection is lent that is out for longest.",
-            lambda: database.longest_lease,
-        ),
-        Reading(
-            "freeloop_database_statements_total",
-            "Runs of each named statement.",
-            lambda: database.statement_times.counts,
-            "statement",
-        ),
-        Reading(
-            "freeloop_database_statement_seconds_total",
-            "How long the runs of each named statement took.",
-            lambda: database.statement_times.seconds,
-            "statement",
-        ),
-    ]
 
 
 def _document_problems(app: FastAPI) -> None:

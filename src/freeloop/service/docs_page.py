@@ -7,15 +7,19 @@ from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 _FILES: Final = Path(__file__).parent / "static" / "swagger-ui"
 
 
 def install_docs_page(app: FastAPI) -> None:
-    """Serve ``/docs`` and the files it needs; build ``app`` with ``docs_url=None``."""
+    """Serve ``/docs``, to which ``/`` leads, and the files it needs; build ``app`` with ``docs_url=None``."""
     app.mount("/static/swagger-ui", StaticFiles(directory=_FILES))
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:

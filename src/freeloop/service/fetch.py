@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import orjson
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Request, Response
 
-from freeloop.errors import OutboundError, Unprocessable, UpstreamTimeout
+from freeloop.errors import OutboundError, Unprocessable, UpstreamNotCalled, UpstreamTimeout
 from freeloop.gate.problems import problem_of, problem_response, responses
 from freeloop.outbound import Client
-from freeloop.service.dependencies import Out, Sources
+from freeloop.outbound.many import fetch_all
+from freeloop.service.state import state_of
 
 router = APIRouter(tags=["external data"])
 
@@ -58,39 +58,58 @@ _ANSWER: Final[dict[str, Any]] = {
 }
 
 
-@router.get("/fetch-data", response_class=Response, responses={200: _ANSWER, **responses(502, 504)})
-async def fetch_data(
-    client: Out,
-    sources: Sources,
-    source: Annotated[
-        list[str],
-        Query(
-            default_factory=list,
-            description="The name of a configured source; repeat it for several. None: the first configured.",
-        ),
-    ],
-    policy: Annotated[
-        Literal["collect", "first-error"],
-        Query(
-            description="With several sources: `collect` answers with what came and lists failures; "
-            "`first-error` cancels the others at the first failure and answers with it."
-        ),
-    ] = "collect",
-) -> Response:
+# For the document only: to read these two from a request takes FastAPI 28 µs, and two dependencies would take
+# it 20 µs. The call itself takes 13 µs beside its transport.
+_PARAMETERS: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "source",
+            "in": "query",
+            "required": False,
+            "description": "The name of a configured source; repeat it for several. "
+            "None: the first configured.",
+            "schema": {"type": "array", "items": {"type": "string"}, "title": "Source"},
+        },
+        {
+            "name": "policy",
+            "in": "query",
+            "required": False,
+            "description": "With several sources: `collect` answers with what came and lists failures; "
+            "`first-error` cancels the others at the first failure and answers with it.",
+            "schema": {"type": "string", "enum": ["collect", "first-error"], "default": "collect"},
+        },
+    ]
+}
+
+
+@router.get(
+    "/fetch-data",
+    response_class=Response,
+    responses={200: _ANSWER, **responses(502, 504)},
+    openapi_extra=_PARAMETERS,
+)
+async def fetch_data(request: Request) -> Response:
     """Fetch JSON from external APIs without blocking; several are fetched at the same time.
 
     Each call has the time limit FREELOOP_FETCH_TIMEOUT and the size limit FREELOOP_FETCH_MAX_BODY. The JSON
     of a source is passed on byte by byte, so numbers and the order of keys stay as they are. A source named
-    twice is fetched once. Where every source failed, the answer is 504 when all were too slow, else 502.
+    twice is fetched once. A source that fails is left alone for a while: then the answer is 503 with
+    Retry-After. Where every source failed, it is 503 when none was called, 504 when all were too slow, else
+    502.
     """
-    chosen = _choose(source, sources)
+    state = state_of(request)
+    policy = request.query_params.get("policy", "collect")
+    if policy not in {"collect", "first-error"}:
+        raise Unprocessable("query.policy: expected 'collect' or 'first-error'", f"It is '{policy[:64]}'.")
+    chosen = _choose(request.query_params.getlist("source"), state.sources)
+    fetcher = _Fetcher(state.outbound, chosen)
     if len(chosen) == 1:
-        ((name, url),) = chosen.items()
-        return _json(b'{"data":' + await _fetch(client, name, url) + b"}")
+        (name,) = chosen
+        return _json(b'{"data":' + await fetcher.get(name) + b"}")
     if policy == "first-error":
-        return _json(_several(await _fetch_all(client, chosen), {}))
-    bodies, errors = await _fetch_each(client, chosen)
-    return _json(_several(bodies, errors)) if bodies else _answer_all_failed(errors)
+        bodies = await fetch_all(fetcher, chosen, limit=len(chosen))
+        return _json(_several(dict(zip(chosen, bodies, strict=True)), {}))
+    return _answer_each(chosen, await fetch_all(fetcher, chosen, limit=len(chosen), policy="collect"))
 
 
 def _choose(names: list[str], sources: Mapping[str, str]) -> dict[str, str]:
@@ -108,45 +127,33 @@ def _choose(names: list[str], sources: Mapping[str, str]) -> dict[str, str]:
     return {name: sources[name] for name in wanted}
 
 
-async def _fetch(client: Client, name: str, url: str) -> bytes:
-    response = await client.get(url, headers={"Accept": "application/json"}, source=name)
-    response.raise_for_status()
-    return await response.json_bytes()
+class _Fetcher:
+    """Gets the JSON of a source by its name."""
+
+    def __init__(self, client: Client, sources: Mapping[str, str]) -> None:
+        self._client = client
+        self._sources = sources
+
+    async def get(self, name: str) -> bytes:
+        url = self._sources[name]
+        response = await self._client.get(url, headers={"Accept": "application/json"}, source=name)
+        response.raise_for_status()
+        return await response.json_bytes()
 
 
-async def _fetch_all(client: Client, chosen: Mapping[str, str]) -> dict[str, bytes]:
-    """Fetch all at the same time; the first failure cancels the others and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = {name: group.create_task(_fetch(client, name, url)) for name, url in chosen.items()}
-    except ExceptionGroup as failures:
-        # The group keeps them in the order in which they happened.
-        raise failures.exceptions[0] from None
-    return {name: task.result() for name, task in tasks.items()}
-
-
-async def _fetch_each(
-    client: Client, chosen: Mapping[str, str]
-) -> tuple[dict[str, bytes], dict[str, OutboundError]]:
-    """Fetch all at the same time; return what came, and why the rest did not."""
+def _answer_each(names: Iterable[str], outcomes: Iterable[bytes | Exception]) -> Response:
+    """Answer with what came, and why the rest did not."""
     bodies: dict[str, bytes] = {}
     errors: dict[str, OutboundError] = {}
-
-    async def fetch(name: str, url: str) -> bytes | OutboundError:
-        try:
-            return await _fetch(client, name, url)
-        except OutboundError as error:
-            return error
-
-    async with asyncio.TaskGroup() as group:
-        tasks = {name: group.create_task(fetch(name, url)) for name, url in chosen.items()}
-    for name, task in tasks.items():
-        outcome = task.result()
-        if isinstance(outcome, OutboundError):
-            errors[name] = outcome
-        else:
-            bodies[name] = outcome
-    return bodies, errors
+    for name, outcome in zip(names, outcomes, strict=True):
+        match outcome:
+            case bytes():
+                bodies[name] = outcome
+            case OutboundError():
+                errors[name] = outcome
+            case _:
+                raise outcome
+    return _json(_several(bodies, errors)) if bodies else _answer_all_failed(errors)
 
 
 def _several(bodies: Mapping[str, bytes], errors: Mapping[str, OutboundError]) -> bytes:
@@ -157,10 +164,13 @@ def _several(bodies: Mapping[str, bytes], errors: Mapping[str, OutboundError]) -
 
 def _answer_all_failed(errors: Mapping[str, OutboundError]) -> Response:
     slow = all(isinstance(error, UpstreamTimeout) for error in errors.values())
+    not_called = [error for error in errors.values() if isinstance(error, UpstreamNotCalled)]
+    resting = len(not_called) == len(errors)
     return problem_response(
-        504 if slow else 502,
+        503 if resting else 504 if slow else 502,
         f"None of the {len(errors)} sources answered" + (" in time" if slow else ""),
         "; ".join(error.detail for error in errors.values()),
+        headers=min(not_called, key=lambda error: error.retry_after).headers if resting else None,
         errors=[{"field": f"data.{name}", "message": error.detail} for name, error in errors.items()],
     )
 

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
+from freeloop.dependencies import Db, Kit
 from freeloop.gate.problems import responses
-from freeloop.service.dependencies import CurrentState, require_token
+from freeloop.service.dependencies import require_token
 
 router = APIRouter(tags=["health"])
 _CHECK_TIMEOUT: Final = 2.0
@@ -28,13 +29,13 @@ async def livez() -> Status:
 
 
 @router.get("/readyz", responses=responses())
-async def readyz(state: CurrentState) -> Status:
+async def readyz(database: Db) -> Status:
     """Say whether requests can be served: not while shutting down, and not without the database.
 
     The check takes at most 2 s; 503 gives the reason.
     """
     # During the drain the gate answers this path.
-    await state.database.check(timeout=_CHECK_TIMEOUT)
+    await database.check(timeout=_CHECK_TIMEOUT)
     return Status(status="ok")
 
 
@@ -47,6 +48,6 @@ async def readyz(state: CurrentState) -> Status:
         **responses(401),
     },
 )
-async def metrics(state: CurrentState) -> Response:
+async def metrics(kit: Kit) -> Response:
     """Show the metrics in Prometheus' text format."""
-    return Response(state.kit.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(kit.metrics.render(), media_type=CONTENT_TYPE_LATEST)

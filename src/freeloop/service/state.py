@@ -1,4 +1,4 @@
-"""What the service's requests find, as one typed object that the lifespan yields."""
+"""What the service's requests find beside the kit, as one typed object that the lifespan yields."""
 
 from __future__ import annotations
 
@@ -8,33 +8,27 @@ from typing import cast
 
 from fastapi import Request
 
-from freeloop.database import Database
-from freeloop.kit import Freeloop
 from freeloop.outbound import Client
 from freeloop.service.items.feed import ChangeFeed
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The open resources. One object and not nine entries, since each request gets a copy of the entries.
+    """What is the service's own. One object, since each request gets a copy of the lifespan's entries.
 
     Attributes:
-        database: The pool.
-        outbound: The client for external APIs.
         sources: The configured external APIs, name to URL; the first is the default.
+        outbound: The kit's client for external APIs.
         changes: The feed of item changes.
-        kit: The kit around the service.
         token: The bearer token that writes need, or None.
     """
 
-    database: Database
-    outbound: Client
     sources: Mapping[str, str]
+    outbound: Client
     changes: ChangeFeed
-    kit: Freeloop
     token: str | None
 
 
-async def current_state(request: Request) -> State:
-    """Return the state, as a FastAPI dependency."""
+def state_of(request: Request) -> State:
+    """Return the state."""
     return cast("State", request.state.service)

@@ -9,9 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from freeloop.dependencies import Kit
 from freeloop.gate.declare import deadline
 from freeloop.gate.problems import responses
-from freeloop.service.dependencies import Kit
 
 router = APIRouter(tags=["waiting"])
 _LONGEST = 60  # seconds

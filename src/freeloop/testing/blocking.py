@@ -20,4 +20,6 @@ def no_blocking() -> Iterator[None]:
             # asyncpg looks for the password file and the client certificates of libpq, once for each
             # new connection, in files of the home folder, and offers no way to do it elsewhere.
             function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_arguments"})
+            # The watchdog's thread is woken and ends at once; it must not look at a loop that has gone on.
+            function.can_block_in("freeloop/watch/probe.py", {"stop"})
         yield

@@ -1,113 +1,24 @@
-"""A network that fails on purpose: it stands between a client and a real server, and follows a plan.
-
-What goes wrong is decided without I/O (:class:`Fault`, :func:`plan_faults`), and for one seed always the
-same: by the number of a connection and of the bytes that passed, never by the clock.
-"""
+"""A network that fails on purpose: it stands between a client and a real server, and follows a plan."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
-import struct
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from freeloop.database.address import Address
+from freeloop.testing.faults import Fault, Plan, Way
+from freeloop.testing.link import Link
 
-Way: TypeAlias = Literal["client", "server"]
-Kind: TypeAlias = Literal["reset", "close", "stall", "delay", "split"]
 Upstream: TypeAlias = tuple[str, int] | Path
 
+# Seconds, far more than loopback takes: a test that goes wrong fails here, and not at its own end.
 _CONNECT_TIMEOUT: Final = 5.0
 _CLOSE_TIMEOUT: Final = 5.0
 _READ: Final = 2**16
-_KINDS: Final[tuple[Kind, ...]] = ("reset", "close", "stall", "delay", "split")
-_WAYS: Final[tuple[Way, ...]] = ("client", "server")
-# On, for 0 s: close() then sends RST where it would send FIN, and what was not sent yet is dropped.
-_LINGER: Final = struct.pack("ii", 1, 0)
-_PORT: Final = 5432
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens to one connection once so many bytes have passed.
-
-    Args:
-        kind: ``reset`` (RST, as after a crash) or ``close`` (FIN, as after an orderly end), both without the
-            byte that comes next; ``stall``: nothing more passes, and nobody is told; ``delay``: each piece
-            is held; ``split``: bytes are sent in small pieces.
-        after: how many bytes pass unharmed first, 0 or more.
-        toward: which bytes are meant: those that go to the ``client``, or to the ``server``.
-        seconds: how long a piece is held (``delay``) or nothing passes (``stall``; None: until
-            :meth:`FaultyNetwork.heal`).
-        size: the most bytes of a piece (``split``), 1 or more.
-    """
-
-    kind: Kind
-    after: int = 0
-    toward: Way = "client"
-    seconds: float | None = None
-    size: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what could never happen, or would never end."""
-        if self.after < 0 or self.size < 1 or (self.seconds is not None and self.seconds < 0):
-            raise ValueError(f"expected after >= 0, size >= 1 and seconds >= 0; got {self}")
-        if self.kind == "delay" and self.seconds is None:
-            raise ValueError("expected the seconds of a delay; got None")
-
-
-Plan: TypeAlias = Callable[[int], Sequence[Fault]]
-"""What goes wrong on the connection with that number; the first has number 0."""
-
-
-def plan_faults(
-    seed: int,
-    *,
-    share: float = 0.5,
-    after: int = 4000,
-    delay: float = 0.02,
-    stall: float | None = None,
-    kinds: Sequence[Kind] = _KINDS,
-) -> Plan:
-    """Return a plan that gives some connections one or two faults, at points between any two bytes.
-
-    Args:
-        seed: the plan of one seed is always the same.
-        share: the part of the connections that get faults, 0 to 1.
-        after: the most bytes that pass before a fault.
-        delay: the most seconds that a piece is held.
-        stall: the most seconds that a stall lasts; None: until :meth:`FaultyNetwork.heal`.
-        kinds: which faults come into question.
-    """
-
-    def plan(number: int) -> Sequence[Fault]:
-        # A generator for each connection: what one gets does not hang on when another was made.
-        dice = random.Random(f"{seed}/{number}")  # noqa: S311 - a plan has to be repeatable, not secret
-        if dice.random() >= share:
-            return ()
-        faults = []
-        for _ in range(dice.choice((1, 1, 2))):
-            kind = dice.choice(tuple(kinds))
-            longest = delay if kind == "delay" else stall
-            faults.append(
-                Fault(
-                    kind,
-                    # Half of them early: the login, and the first statements, are the shortest messages.
-                    after=int(dice.random() ** 2 * after),
-                    toward=dice.choice(_WAYS),
-                    seconds=None if longest is None else dice.random() * longest,
-                    size=dice.choice((1, 2, 7, 64)),
-                )
-            )
-        return tuple(faults)
-
-    return plan
+_PORT: Final = 5432  # PostgreSQL's, where an address names none
 
 
 class FaultyNetwork:
@@ -144,7 +55,7 @@ class FaultyNetwork:
     def __init__(self, upstream: Upstream, *, plan: Plan | None = None) -> None:
         self._upstream = upstream
         self._plan = plan
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
@@ -175,7 +86,7 @@ class FaultyNetwork:
 
     async def __aenter__(self) -> Self:
         # Bound and never listening, it keeps the port while new connections are refused.
-        self._place = _bind(self.host, 0)
+        self._place = bind_loopback(self.host, 0)
         self.port = self._place.getsockname()[1]
         await self.accept()
         return self
@@ -238,7 +149,7 @@ class FaultyNetwork:
     async def accept(self) -> None:
         """Accept new connections again, on the same port."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, sock=_bind(self.host, self.port))
+            self._server = await asyncio.start_server(self._serve, sock=bind_loopback(self.host, self.port))
 
     async def heal(self, *, standing: bool = True) -> None:
         """Be a good network from now on: what was stalled flows again, and the plan is over.
@@ -261,7 +172,7 @@ class FaultyNetwork:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this in a task
         self._tasks.add(task)
-        link = _Link(self._plan(number) if self._plan else (), writer)
+        link = Link(self._plan(number) if self._plan else (), writer)
         self._links.add(link)
         try:
             await self._flowing.wait()
@@ -285,7 +196,7 @@ class FaultyNetwork:
         return await asyncio.open_connection(*self._upstream)
 
     async def _forward(
-        self, link: _Link, toward: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, link: Link, toward: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         while data := await reader.read(_READ):
             if self._delay:
@@ -313,80 +224,8 @@ class FaultyNetwork:
             writer.write_eof()
 
 
-class _Link:
-    """One connection: its two sides, and what goes wrong between them."""
-
-    def __init__(self, faults: Sequence[Fault], client: asyncio.StreamWriter) -> None:
-        self._faults = list(faults)
-        self._sides = [client]
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._over = False
-        self.passed: dict[Way, int] = {"client": 0, "server": 0}
-
-    def join(self, server: asyncio.StreamWriter) -> None:
-        self._sides.append(server)
-        if self._over:
-            _end(server, reset=True)
-
-    def add(self, fault: Fault) -> None:
-        self._faults.append(fault)
-
-    def heal(self) -> None:
-        self._faults.clear()
-        self._flowing.set()
-
-    def stall(self, seconds: float | None) -> None:
-        self._flowing.clear()
-        if seconds is not None:
-            asyncio.get_running_loop().call_later(seconds, self._flowing.set)
-
-    def end(self, *, reset: bool) -> None:
-        self._over = True
-        # Its readers must come to their end too.
-        self._flowing.set()
-        for side in self._sides:
-            _end(side, reset=reset)
-
-    async def flow(self) -> None:
-        await self._flowing.wait()
-
-    async def pass_on(self, toward: Way, size: int) -> int:
-        """Let the faults that are due happen; return how many bytes may pass, 0 where it is over."""
-        for fault in tuple(self._faults):
-            if fault.toward != toward:
-                continue
-            left = fault.after - self.passed[toward]
-            if left > 0:
-                size = min(size, left)
-            elif fault.kind == "split":
-                size = min(size, fault.size)
-            elif fault.kind == "delay":
-                await asyncio.sleep(fault.seconds or 0)
-            else:
-                with suppress(ValueError):  # healed meanwhile
-                    self._faults.remove(fault)
-                if fault.kind == "stall":
-                    self.stall(fault.seconds)
-                else:
-                    self.end(reset=fault.kind == "reset")
-        await self.flow()
-        return 0 if self._over else size
-
-
-def _end(side: asyncio.StreamWriter, *, reset: bool) -> None:
-    if not reset:
-        side.close()
-        return
-    connection = side.get_extra_info("socket")
-    # Gone already (which uvloop calls a negative number), or a Unix socket, which knows no RST.
-    with suppress(OSError, ValueError, AttributeError):
-        if connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
-    side.transport.abort()
-
-
-def _bind(host: str, port: int) -> socket.socket:
+def bind_loopback(host: str, port: int) -> socket.socket:
+    """Return a socket that has the port (0: a free one) and does not listen: connecting is refused."""
     place = socket.socket()
     try:
         # Both systems then let a second socket have the port of the first, which keeps it.

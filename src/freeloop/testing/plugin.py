@@ -16,9 +16,12 @@ import pytest
 import freeloop.service
 from freeloop.database import Address, Database
 from freeloop.database.migrations import migrate
-from freeloop.testing.servers import PROGRAMS_VARIABLE, GivenServer, OwnServer, find_programs
+from freeloop.testing.given_server import GivenServer
+from freeloop.testing.own_server import OwnServer
+from freeloop.testing.programs import PROGRAMS_VARIABLE, find_programs
 from freeloop.testing.waiting import eventually
 
+pytest_plugins = ["freeloop.testing.blocks"]
 _TEMPLATE: Final = "freeloop_template"
 _numbers = itertools.count(1)
 

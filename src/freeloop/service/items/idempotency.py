@@ -18,8 +18,6 @@ from freeloop.service.items.model import NewItem
 from freeloop.service.items.store import StoredItem, create_item
 
 KEY_LIFETIME: Final = timedelta(hours=24)
-# Spaces at the ends do not count: HTTP strips them from every header.
-KEY_PATTERN: Final = r"^[!-~]([ -~]{0,253}[!-~])?$"
 
 
 class Creation(NamedTuple):

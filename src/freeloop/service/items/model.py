@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from freeloop.service.items.text import Text
+from freeloop.service.items.text import NO_NUL, STORABLE
 
 LARGEST_ID: Final = 2**63 - 1
 """PostgreSQL's largest bigint."""
@@ -36,9 +36,10 @@ Price = Annotated[
     BeforeValidator(_read_price),
     WithJsonSchema({"type": "string", "pattern": _PRICE_PATTERN, "examples": ["12.50"]}),
 ]
-Name = Annotated[Text, Field(min_length=1, max_length=200)]
-Description = Annotated[Text, Field(max_length=10_000)]
-Tags = Annotated[list[Annotated[Text, Field(min_length=1, max_length=50)]], Field(max_length=20)]
+Name = Annotated[str, Field(min_length=1, max_length=200), STORABLE, NO_NUL]
+Description = Annotated[str, Field(max_length=10_000), STORABLE, NO_NUL]
+Tag = Annotated[str, Field(min_length=1, max_length=50), STORABLE, NO_NUL]
+Tags = Annotated[list[Tag], Field(max_length=20)]
 ItemId = Annotated[int, Field(ge=1, le=LARGEST_ID)]
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
-from freeloop.database import Database
-
-logger = logging.getLogger("freeloop.items")
+from freeloop.database import Database, Transaction
+from freeloop.database.retention import Retention
 
 # Of the oldest rows in the log's own order, those before the first that is young enough to stay: what goes
 # is always the log's beginning, so one position says what is gone. Rows that no reader may see yet stay.
@@ -55,7 +51,7 @@ class Pruned:
     keys: int
 
 
-class Retention:
+class ItemRetention(Retention):
     """Deletes what is too old, for as long as it is entered.
 
     Args:
@@ -68,11 +64,8 @@ class Retention:
     def __init__(
         self, database: Database, *, max_age: float = 86_400.0, every: float = 60.0, batch: int = 1_000
     ) -> None:
-        self._database = database
+        super().__init__(database, name="items", lock=_LOCK, every=every, batch=batch)
         self._max_age = timedelta(seconds=max_age)
-        self._every = every
-        self._batch = batch
-        self._task: asyncio.Task[None] | None = None
 
     async def prune(self) -> Pruned:
         """Delete everything that is too old now; nothing where another process is at it.
@@ -82,39 +75,17 @@ class Retention:
         """
         return Pruned(await self._prune(_PRUNE_CHANGES), await self._prune(_PRUNE_KEYS))
 
+    async def prune_and_tell(self) -> None:
+        """Delete what is too old now, and log what that was."""
+        pruned = await self.prune()
+        if pruned.changes or pruned.keys:
+            self._logger.info(
+                "retention deleted %d item changes and %d idempotency keys", pruned.changes, pruned.keys
+            )
+
     async def _prune(self, sql: str) -> int:
-        total = 0
-        while True:
-            async with self._database.transaction() as transaction:
-                if not await transaction.fetch_value("select pg_try_advisory_xact_lock($1)", _LOCK):
-                    return total
-                count: int = await transaction.fetch_value(sql, self._max_age, self._batch)
-            total += count
-            if count < self._batch:
-                return total
+        async def delete_batch(transaction: Transaction, limit: int) -> int:
+            count: int = await transaction.fetch_value(sql, self._max_age, limit)
+            return count
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                pruned = await self.prune()
-                if pruned.changes or pruned.keys:
-                    logger.info(
-                        "retention deleted %d item changes and %d idempotency keys",
-                        pruned.changes,
-                        pruned.keys,
-                    )
-            except Exception as error:  # noqa: BLE001  # the next round does what this one could not
-                logger.warning("retention failed and is tried again in %s s: %s", self._every, error)
-            await asyncio.sleep(self._every)
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="items-retention")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        return await self.delete(delete_batch)

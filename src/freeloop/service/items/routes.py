@@ -6,17 +6,20 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Final, cast
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic.json_schema import SkipJsonSchema
 
-from freeloop.errors import PreconditionFailed, Unprocessable
+from freeloop.dependencies import Db, find_kit
+from freeloop.errors import PreconditionFailed
+from freeloop.gate.idempotency import idempotency_key
 from freeloop.gate.problems import responses
-from freeloop.service.dependencies import Changes, Db, require_token
+from freeloop.service.dependencies import Changes, require_token
 from freeloop.service.items.changelog import CURSOR_PATTERN, Cursor, parse_cursor
 from freeloop.service.items.conditions import CONDITION_PATTERN, Condition, parse_condition, render_tag
-from freeloop.service.items.idempotency import KEY_PATTERN, Creation, create_once
+from freeloop.service.items.idempotency import Creation, create_once
 from freeloop.service.items.model import LARGEST_ID, Item, ItemChange, ItemPage, ItemPatch, NewItem
+from freeloop.service.items.page import PARAMETERS, read_query
 from freeloop.service.items.store import (
     StoredItem,
     change_item,
@@ -74,26 +77,6 @@ def _if_none_match(
     return parse_condition("If-None-Match", _header_values(request, "If-None-Match"))
 
 
-def _idempotency_key(
-    request: Request,
-    key: Annotated[
-        str | SkipJsonSchema[None],
-        Header(
-            alias="Idempotency-Key",
-            pattern=KEY_PATTERN,
-            max_length=255,
-            description=(
-                "1–255 printable ASCII characters. A retry with the same key and body, within 24 hours, "
-                "creates nothing and gets the first answer; with another body it is refused (422)."
-            ),
-        ),
-    ] = None,
-) -> str | None:
-    if len(_header_values(request, "Idempotency-Key")) > 1:
-        raise Unprocessable("Idempotency-Key was sent more than once", "Send one key per request.")
-    return key
-
-
 async def _resume_point(
     changes: Changes,
     last: Annotated[
@@ -111,7 +94,13 @@ async def _resume_point(
 
 IfMatch = Annotated[Condition | None, Depends(_if_match)]
 IfNoneMatch = Annotated[Condition | None, Depends(_if_none_match)]
-IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+IdempotencyKey = Annotated[
+    str | None,
+    idempotency_key(
+        "A retry with the same key and body, within 24 hours, creates nothing and gets the first answer; "
+        "with another body it is refused (422)."
+    ),
+]
 
 
 def _answer(item: StoredItem, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -127,20 +116,16 @@ def _revisions(condition: Condition | None) -> list[int] | None:
     return None if condition is None else condition.revisions()
 
 
-@router.get("", response_model=ItemPage, responses=responses(504))
-async def list_all(
-    database: Db,
-    limit: Annotated[int, Query(ge=1, le=200, description="How many at most.")] = 50,
-    after: Annotated[
-        int | SkipJsonSchema[None], Query(ge=1, le=LARGEST_ID, description="`next` of the page before.")
-    ] = None,
-) -> Response:
+@router.get("", response_model=ItemPage, responses=responses(504), openapi_extra={"parameters": PARAMETERS})
+async def list_all(request: Request) -> Response:
     """List items in the order of their ids, a page at a time.
 
     Items that are created or deleted between two pages move no other item: each one that is there all the
     time is on exactly one page.
     """
-    return Response(await list_items(database, limit=limit, after=after or 0), media_type="application/json")
+    query = read_query(request)
+    page = await list_items(find_kit(request).database, limit=query.limit, after=query.after)
+    return Response(page, media_type="application/json")
 
 
 @router.post(

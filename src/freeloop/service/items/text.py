@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Final
 
 from pydantic import AfterValidator, Field
 
@@ -19,9 +19,7 @@ def _refuse_unstorable(text: str) -> str:
     return text
 
 
-Text = Annotated[
-    str,
-    AfterValidator(_refuse_unstorable),
-    # A generator that reads the schema must not send what the validator refuses.
-    Field(json_schema_extra={"pattern": r"^[^\x00]*$"}),
-]
+# The bounds of a length belong before it in an annotation: behind it, Pydantic calls characters items.
+STORABLE: Final = AfterValidator(_refuse_unstorable)
+# A generator that reads the schema must not send what the validator refuses.
+NO_NUL: Final = Field(json_schema_extra={"pattern": r"^[^\x00]*$"})

@@ -1,0 +1,57 @@
+"""``freeloop ps``: what every task of a running process waits for, also where its loop hangs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from freeloop.cli.failure import readable_failures
+
+
+def ps(
+    process: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PID|APP]",
+            help="Which one: its process number, its app's name, or a part of its command line.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything that is known, as JSON.")] = False,
+) -> None:
+    """Show what each task of a live or hung process waits for; with no PID or APP the only one, or a list."""
+    with readable_failures():
+        # Imported here, so that 'freeloop --help' answers at once.
+        import orjson
+
+        from freeloop.errors import InspectionFailed
+        from freeloop.inspection import ask, find_processes
+        from freeloop.settings import read_settings
+        from freeloop.tree.model import read_snapshot
+        from freeloop.tree.render import render
+
+        folder = read_settings().runtime_dir
+        if folder is None:
+            raise InspectionFailed("FREELOOP_RUNTIME_DIR is none: processes open no socket then")
+        running = find_processes(folder)
+        found = running if process is None else [each for each in running if each.matches(process)]
+        if not found:
+            others = "; there are: " + ", ".join(f"{each.pid} {each.title}" for each in running)
+            raise InspectionFailed(
+                f"no process of this user {f'is {process}' if process else 'answers'}"
+                f"{others if running else ''}. It must run an app with Freeloop, with the same "
+                f"FREELOOP_RUNTIME_DIR ({folder})."
+            )
+        if process is None and len(found) > 1:
+            for each in found:
+                typer.echo(f"{each.pid:>8}  {each.title}")
+            return
+        if found[0].silent:
+            raise InspectionFailed(
+                f"process {found[0].pid} does not answer: it is stopped, or something in it holds the GIL"
+            )
+        snapshots = [(each, read_snapshot(ask(each.path, "tree"))) for each in found]
+        if json:
+            typer.echo(orjson.dumps([snapshot for _, snapshot in snapshots], option=orjson.OPT_INDENT_2))
+        else:
+            typer.echo("\n\n".join(render(snapshot, name=each.title) for each, snapshot in snapshots))

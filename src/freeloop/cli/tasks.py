@@ -1,0 +1,120 @@
+"""``freeloop tasks``: look at durable tasks, cancel them, start them again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from json import dumps
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from freeloop.cli.failure import readable_failures
+
+if TYPE_CHECKING:
+    from freeloop.tasks import Tasks
+
+tasks = typer.Typer(help="Look at durable tasks, cancel them, start them again.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print everything that is known, as JSON.")]
+Id = Annotated[UUID, typer.Argument(help="The task's id.", metavar="ID")]
+
+
+@tasks.command("list")
+def show_list(
+    state: Annotated[
+        str | None, typer.Option(help="Only queued, running, succeeded, failed or cancelled ones.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only those of this name.")] = None,
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1, max=10_000)] = 50,
+    json: Json = False,
+) -> None:
+    """List tasks, the latest first."""
+    from pydantic import TypeAdapter
+
+    from freeloop.tasks.model import STATES, TaskStatus
+
+    if state is not None and state not in STATES:
+        raise typer.BadParameter(f"--state: expected one of {', '.join(STATES)}; got '{state}'")
+
+    async def run(found: Tasks) -> None:
+        rows: list[TaskStatus] = []
+        before = None
+        while len(rows) < limit:
+            page = await found.list(limit=limit - len(rows), before=before, name=name, state=state)  # type: ignore[arg-type]  # looked at above
+            rows += page.tasks
+            before = page.next
+            if before is None:
+                break
+        if json:
+            typer.echo(TypeAdapter(list[TaskStatus]).dump_json(rows, indent=2))
+            return
+        for each in rows:
+            reason = f"  {each.error.type}: {each.error.message[:100]}" if each.error else ""
+            typer.echo(
+                f"{each.id}  {each.state:<9}  {each.created_at:%Y-%m-%d %H:%M:%S}  {each.name}{reason}"
+            )
+
+    _with_tasks(run)
+
+
+@tasks.command()
+def show(task: Id) -> None:
+    """Show all that is known of a task, as JSON."""
+
+    async def run(found: Tasks) -> None:
+        typer.echo((await found.read(task)).model_dump_json(indent=2))
+
+    _with_tasks(run)
+
+
+@tasks.command()
+def cancel(task: Id, json: Json = False) -> None:
+    """Cancel a task that waits or runs."""
+
+    async def run(found: Tasks) -> None:
+        done = await found.cancel(task)
+        state = (await found.read(task)).state
+        _say(task, done, state, "cancelled" if done else f"nothing to cancel: it has {state}", json=json)
+
+    _with_tasks(run)
+
+
+@tasks.command()
+def retry(task: Id, json: Json = False) -> None:
+    """Start a task again that has failed or was cancelled."""
+
+    async def run(found: Tasks) -> None:
+        done = await found.retry(task)
+        state = (await found.read(task)).state
+        _say(task, done, state, "queued" if done else f"nothing to retry: it is {state}", json=json)
+
+    _with_tasks(run)
+
+
+def _say(task: UUID, done: bool, state: str, text: str, *, json: bool) -> None:
+    typer.echo(dumps({"id": str(task), "done": done, "state": state}) if json else text)
+
+
+def _with_tasks(run: Callable[[Tasks], Awaitable[None]]) -> None:
+    with readable_failures():
+        asyncio.run(_open_and_run(run))
+
+
+async def _open_and_run(run: Callable[[Tasks], Awaitable[None]]) -> None:
+    # Imported here, so that 'freeloop --help' answers at once.
+    from freeloop.database import Database
+    from freeloop.resources import open_address
+    from freeloop.settings import read_settings
+    from freeloop.tasks import Tasks
+    from freeloop.tasks.pgqueuer_engine import PgQueuerEngine
+
+    settings = read_settings()
+    async with (
+        open_address(settings) as (address, server),
+        Database(address, size=2, server=server) as database,
+        Tasks().open(database, PgQueuerEngine()) as found,
+    ):
+        await run(found)
+        await found.signals.flush()

@@ -1,0 +1,10 @@
+"""The console: pages that show what insights tell, live, and act on it. May be imported by the kit.
+
+``app`` has the routes, ``pages`` says what each page reads, ``live`` renders it once for all who look,
+``access`` decides who may, ``texts`` is the catalogue, ``beside`` puts it next to the app.
+"""
+
+from freeloop.console.app import Console
+from freeloop.console.beside import Beside
+
+__all__ = ["Beside", "Console"]

@@ -1,0 +1,164 @@
+"""Pytest: a test that blocks the event loop fails, with the line that does and what to do.
+
+``@pytest.mark.no_blocking(threshold=…)`` asks for it by test, ``--freeloop`` for every async test of a suite.
+What a suite has now and nobody mends today stands in a baseline file: one line for each function, with a
+reason behind a ``#``. Part of :mod:`freeloop.testing.plugin`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from freeloop.testing.leaks import Held, list_leaks, list_tasks
+from freeloop.watch import Finding, watch
+
+_BASELINE: Final = "freeloop-baseline.txt"
+_key: Final = pytest.StashKey["Baseline"]()
+
+
+class Baseline:
+    """The functions that may block, and those that did.
+
+    Args:
+        file: Where they stand; it need not exist.
+        root: The folder that their files are told from.
+    """
+
+    def __init__(self, file: Path, root: Path) -> None:
+        self.file = file
+        self.met: set[str] = set()
+        self._root = root
+        self._reasons: dict[str, str] = {}
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                entry, _, reason = line.partition("#")
+                if entry.strip():
+                    self._reasons[entry.strip()] = reason.strip()
+
+    def name(self, finding: Finding) -> str:
+        """Return the line of a finding: not its number, which changes with each edit above it."""
+        file = Path(finding.file)
+        shown = file.relative_to(self._root) if file.is_relative_to(self._root) else file
+        return f"{shown.as_posix()}:{finding.function} {finding.cause}"
+
+    def covers(self, finding: Finding) -> bool:
+        """Return whether it is known, and note that it was met."""
+        name = self.name(finding)
+        self.met.add(name)
+        return name in self._reasons
+
+    def list_unmet(self) -> list[str]:
+        """Return those that did not block."""
+        return sorted(self._reasons.keys() - self.met)
+
+    def write(self) -> None:
+        """Write those that did, with the reasons that are known."""
+        rows = [
+            f"{name}  # {reason}" if (reason := self._reasons.get(name)) else name
+            for name in sorted(self.met)
+        ]
+        self.file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("freeloop")
+    group.addoption("--freeloop", action="store_true", help="Fail async tests that block the event loop.")
+    group.addoption(
+        "--freeloop-threshold", type=float, default=0.1, help="From how many seconds on. [default: 0.1]"
+    )
+    group.addoption(
+        "--freeloop-baseline", default=_BASELINE, help=f"Functions that may. [default: {_BASELINE}]"
+    )
+    group.addoption(
+        "--freeloop-update", action="store_true", help="Write the baseline in place of failing tests."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the baseline, and declare the marks."""
+    config.addinivalue_line(
+        "markers", "no_blocking(threshold=0.1): fails where it blocks the loop for so many seconds"
+    )
+    config.addinivalue_line("markers", "no_leaks: fails where it leaves tasks, leases or connections behind")
+    config.stash[_key] = Baseline(config.rootpath / config.getoption("--freeloop-baseline"), config.rootpath)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Run an async test under the watch, where it is asked for."""
+    mark = pyfuncitem.get_closest_marker("no_blocking")
+    leaks = pyfuncitem.get_closest_marker("no_leaks")
+    config = pyfuncitem.config
+    original = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(original):
+        if mark or leaks:
+            pytest.fail("the marks no_blocking and no_leaks need an async test", pytrace=False)
+        return (yield)
+    test: Callable[..., Any] = original
+    if leaks:
+        test = _without_leaks(test)
+    if mark or config.getoption("--freeloop"):
+        threshold = config.getoption("--freeloop-threshold")
+        test = _watched(test, (mark.kwargs if mark else {}).get("threshold", threshold), config)
+    pyfuncitem.obj = test
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = original
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell which lines of the baseline may go."""
+    if config.getoption("--freeloop") and (unmet := config.stash[_key].list_unmet()):
+        terminalreporter.section("freeloop: the baseline has lines that were not met")
+        terminalreporter.write_line("\n".join(unmet))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the baseline, where it is asked for."""
+    if session.config.getoption("--freeloop-update"):
+        session.config.stash[_key].write()
+
+
+def _watched(test: Callable[..., Any], threshold: float, config: pytest.Config) -> Callable[..., Any]:
+    baseline = config.stash[_key]
+
+    @functools.wraps(test)
+    async def run(*args: object, **kwargs: object) -> None:
+        # Without the C timer: where the machine is so busy that it goes off while Python runs, it may crash.
+        with watch(threshold=threshold, backstop=False) as watching:
+            await asyncio.sleep(0)  # its first heartbeat
+            await test(*args, **kwargs)
+            await watching.catch_up()
+        found = [each for each in watching.findings() if not baseline.covers(each)]
+        if found and not config.getoption("--freeloop-update"):
+            pytest.fail("\n".join(_describe(each) for each in found), pytrace=False)
+
+    return run
+
+
+def _describe(finding: Finding) -> str:
+    stack = "\n".join(f"    {line}" for line in finding.stack[:10])
+    return (
+        f"the event loop was blocked for {finding.longest:.3f} s ({finding.cause}) at {finding.place}\n"
+        f"  {finding.advice}\n{stack}"
+    )
+
+
+def _without_leaks(test: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def run(*args: object, **kwargs: object) -> None:
+        tasks, held = list_tasks(), Held()
+        await test(*args, **kwargs)
+        if leaks := await list_leaks(tasks, held):
+            pytest.fail("the test leaves behind:\n" + "\n".join(f"  {each}" for each in leaks), pytrace=False)
+
+    return run

@@ -1,0 +1,202 @@
+"""A snapshot as text, for a terminal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from freeloop.tree.model import Deadlock, Place, ScopeNode, Snapshot, TaskNode
+from freeloop.tree.waits import format_seconds
+
+_STRUCTURE: Final = frozenset({"task", "tasks", "group"})  # waits that make one task a part of another
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Lines that belong together; two with the same key are alike."""
+
+    key: int
+    seconds: float
+    lines: list[str]
+
+
+def render(snapshot: Snapshot, *, name: str = "") -> str:
+    """Return what a snapshot tells: first what is wrong, then requests with their tasks, then other tasks.
+
+    What looks alike is shown once, the longest wait of them, with a count.
+
+    Args:
+        snapshot: The snapshot.
+        name: What to call the process besides its number.
+    """
+    forest = _Forest(snapshot)
+    lines = [_head(snapshot, name)]
+    lines += _describe_hang(snapshot)
+    for deadlock in snapshot.deadlocks:
+        lines += ["", *_describe_deadlock(deadlock, forest.tasks)]
+    if snapshot.findings:
+        lines.append("")
+    for finding in snapshot.findings:
+        lines.append(f"{finding.lint}: {forest.name(finding.task)} {finding.text}")
+    for blocks in (forest.draw_scopes(), forest.draw_rest()):
+        for block in forest.merge(blocks):
+            lines += ["", *block.lines]
+    return "\n".join(lines)
+
+
+def _head(snapshot: Snapshot, name: str) -> str:
+    live = sum(not scope.over for scope in snapshot.scopes)
+    return (
+        f"{snapshot.pid} {name}".strip()
+        + f": {_count(len(snapshot.tasks), 'task')}, {_count(live, 'scope')}, {snapshot.loop}"
+    )
+
+
+def _describe_hang(snapshot: Snapshot) -> Iterator[str]:
+    if not snapshot.hung:
+        return
+    yield ""
+    yield "THE LOOP IS HUNG. Nothing below moves until its thread goes on, which stands at"
+    for place in _choose(snapshot.loop_stack):
+        yield f"    {place}"
+
+
+def _describe_deadlock(deadlock: Deadlock, tasks: Mapping[int, TaskNode]) -> Iterator[str]:
+    yield f"DEADLOCK of {_count(len(deadlock.tasks), 'task')}: they wait for each other"
+    for number in deadlock.tasks:
+        task = tasks[number]
+        yield f"    {task.name} waits for {task.wait.text if task.wait else 'nothing'}"
+        yield from (f"        {place}" for place in _choose(task.stack)[-1:])
+    if deadlock.behind:
+        yield f"    and {_count(len(deadlock.behind), 'more task')} can go on only after them"
+
+
+class _Forest:
+    """The tasks as trees: below each those that are a part of it."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.tasks = {task.id: task for task in snapshot.tasks}
+        self._scopes = snapshot.scopes
+        self._below: dict[int, list[int]] = {}
+        below: set[int] = set()
+        for task in snapshot.tasks:
+            parts = list(task.wait.on) if task.wait and task.wait.kind in _STRUCTURE else []
+            self._below.setdefault(task.id, []).extend(part for part in parts if part in self.tasks)
+            below.update(parts)
+        for task in snapshot.tasks:
+            if task.parent in self.tasks and task.id not in below:
+                self._below[task.parent].append(task.id)
+                below.add(task.id)
+        self._drawn: set[int] = set()
+        self._roots = [task for task in snapshot.tasks if task.id not in below]
+        # What makes a block what it is, by number: one inside the other would be as deep as a chain of tasks.
+        self._keys: dict[object, int] = {}
+
+    def _key(self, *parts: object) -> int:
+        return self._keys.setdefault(parts, len(self._keys))
+
+    def name(self, number: int) -> str:
+        return self.tasks[number].name if number in self.tasks else "a task"
+
+    def draw_scopes(self) -> Iterator[_Block]:
+        """Draw each scope with its tasks, those that have run for longest first."""
+        roots: dict[int, list[TaskNode]] = {}
+        for task in self._roots:
+            if task.scope is not None:
+                roots.setdefault(task.scope, []).append(task)
+        for scope in sorted(self._scopes, key=lambda scope: -scope.seconds):
+            blocks = self.merge([self._draw(task) for task in roots.get(scope.id, ())])
+            if not blocks:
+                continue  # its tasks are parts of another one's
+            lines = [*_describe_scope(scope), *_indent(blocks)]
+            key = self._key(scope.kind, scope.route, *(block.key for block in blocks))
+            yield _Block(key, scope.seconds, lines)
+
+    def draw_rest(self) -> Iterator[_Block]:
+        """Draw the tasks of no scope, and those that only a ring leads to."""
+        roots = [task for task in self._roots if task.scope is None]
+        yield from (self._draw(task) for task in sorted(roots, key=lambda task: task.name))
+        yield from (self._draw(task) for task in self.tasks.values() if task.id not in self._drawn)
+
+    def merge(self, blocks: Iterable[_Block]) -> list[_Block]:
+        """Put blocks that are alike together: the one with the longest wait stands for all of them."""
+        alike: dict[int, list[_Block]] = {}
+        for block in blocks:
+            alike.setdefault(block.key, []).append(block)
+        merged: list[_Block] = []
+        for key, group in alike.items():
+            longest = max(group, key=lambda block: block.seconds)
+            lines = longest.lines
+            if len(group) > 1:
+                first, *rest = lines
+                lines = [f"{first}  (and {len(group) - 1:,} more like it)", *rest]
+            merged.append(_Block(self._key(key, len(group) > 1), longest.seconds, lines))
+        return merged
+
+    def _draw(self, task: TaskNode) -> _Block:
+        """Draw a task and what is below it, without recursion: a chain of tasks may be long."""
+        order: list[TaskNode] = []
+        todo = [task]
+        parts: dict[int, list[TaskNode]] = {}
+        while todo:
+            node = todo.pop()
+            if node.id in self._drawn:
+                continue
+            self._drawn.add(node.id)
+            order.append(node)
+            parts[node.id] = [self.tasks[number] for number in self._below.get(node.id, ())]
+            todo += parts[node.id]
+        blocks: dict[int, _Block] = {}
+        for node in reversed(order):  # what is below first
+            blocks[node.id] = self._draw_one(
+                node, [blocks.pop(p.id) for p in parts[node.id] if p.id in blocks]
+            )
+        return blocks[task.id]
+
+    def _draw_one(self, task: TaskNode, below: list[_Block]) -> _Block:
+        merged = self.merge(below)
+        lines = [_describe_task(task), *(f"    {place}" for place in _choose(task.stack)), *_indent(merged)]
+        wait = task.wait
+        kind = () if wait is None else (wait.kind, "" if wait.kind in _STRUCTURE else wait.text)
+        key = self._key(task.state, task.stack, kind, *(block.key for block in merged))
+        return _Block(key, (wait.seconds if wait else None) or 0.0, lines)
+
+
+def _describe_scope(scope: ScopeNode) -> Iterator[str]:
+    left = "" if scope.left is None else f", {format_seconds(scope.left)} left"
+    cause = "" if scope.cause is None else f", cancelled: {scope.cause}"
+    over = ", over, but this is left of it" if scope.over else ""
+    yield f"{scope.kind} {scope.route or '(no route)'} for {format_seconds(scope.seconds)}{left}{cause}{over}"
+    yield f"    request {scope.request}"
+    for lease in scope.leases:
+        place = f" at {lease.place}" if lease.place else ""
+        yield f"    has borrowed {lease.name} for {format_seconds(lease.seconds or 0.0)}{place}"
+
+
+def _describe_task(task: TaskNode) -> str:
+    wait = task.wait
+    if wait is None:
+        return f"{task.name} {'runs' if task.state == 'running' else 'is about to run'}"
+    least = "at least " if wait.at_least else ""
+    since = "" if wait.seconds is None else f" for {least}{format_seconds(wait.seconds)}"
+    ends = "" if wait.ends_in is None else f"; this ends in {format_seconds(wait.ends_in)}"
+    return f"{task.name} has waited{since} for {wait.text}{ends}"
+
+
+def _indent(blocks: Sequence[_Block]) -> Iterator[str]:
+    for index, block in enumerate(blocks):
+        last = index == len(blocks) - 1
+        first, *rest = block.lines
+        yield f"  {'└' if last else '├'}─ {first}"
+        yield from (f"  {' ' if last else '│'}  {line}" for line in rest)
+
+
+def _choose(stack: Sequence[Place]) -> Sequence[Place]:
+    """Return the lines of the app, and the innermost one where it has none."""
+    apps = [place for place in stack if place.is_apps and place.function != "<module>"]
+    return apps or stack[-1:]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,83 @@
+"""Whose work it is that runs on the loop: never that of an innocent request.
+
+The running task carries its scope in its context, and so do its child tasks and the threads that work for it.
+Where there is no scope of ours, the frames of Starlette and FastAPI on the stack have the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import sys
+from collections.abc import Iterable, Mapping
+from types import FrameType
+from typing import Any, NamedTuple
+
+from freeloop.scope import Scope, find_work, scope_of
+from freeloop.watch.place import name_module
+
+_CALLERS = ("starlette", "fastapi", "uvicorn")
+
+
+class Blamed(NamedTuple):
+    """A unit of work.
+
+    Attributes:
+        route: The route's template, or the name of a background function.
+        id: The request id; empty where there is no scope.
+        kind: As of a scope.
+        started: When it began, in seconds of :func:`time.monotonic`; 0: not known.
+    """
+
+    route: str
+    id: str = ""
+    kind: str = "http"
+    started: float = 0.0
+
+
+def blame_task(task: asyncio.Task[Any] | None, frames: Iterable[FrameType]) -> Blamed | None:
+    """Return whose step of a task this is; None: nobody's.
+
+    Args:
+        task: The task that runs; None: a bare callback does.
+        frames: What it runs, the innermost first.
+    """
+    if task is None:
+        return None
+    context = read_context(task)
+    scope = None if context is None else scope_of(context)
+    return _describe(scope) if scope is not None else _find_request(frames)
+
+
+def blame_thread(ident: int) -> Blamed | None:
+    """Return whom a thread works for; None: that is not known.
+
+    Of the threads of our pools it is, also once what they ran has just ended.
+    """
+    work = find_work(ident)
+    return None if work is None else Blamed(work.route, work.id, work.kind)
+
+
+def read_context(task: asyncio.Task[Any]) -> contextvars.Context | None:
+    """Return the context of a task; Python 3.11 has no way to ask for it, but the garbage collector knows."""
+    if sys.version_info >= (3, 12):
+        return task.get_context()
+    # The first one is the task's own; further ones are those of its callbacks.
+    return next((each for each in gc.get_referents(task) if isinstance(each, contextvars.Context)), None)
+
+
+def _describe(scope: Scope) -> Blamed | None:
+    # A task that outlives its request may serve all (a connection that was opened then): the request that has
+    # ended cannot be the one to blame.
+    return Blamed(scope.route, scope.id, scope.kind, scope.started) if scope.entered else None
+
+
+def _find_request(frames: Iterable[FrameType]) -> Blamed | None:
+    for frame in frames:
+        if "scope" in frame.f_code.co_varnames and name_module(frame.f_code.co_filename).startswith(_CALLERS):
+            request = frame.f_locals.get("scope")
+            if isinstance(request, Mapping) and request.get("type") in {"http", "websocket"}:
+                path = getattr(request.get("route"), "path", None) or request.get("path", "")
+                return Blamed(str(path), kind=str(request["type"]))
+    return None

@@ -1,0 +1,71 @@
+"""Which line of a stack is yours: the one to change. Pure."""
+
+from __future__ import annotations
+
+import os
+import site
+import sysconfig
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from freeloop.watch.stack import Line, Stack
+
+Owner: TypeAlias = Literal["app", "library", "framework", "python"]
+
+_FRAMEWORK: Final = frozenset({"uvicorn", "uvloop", "starlette", "fastapi", "anyio", "freeloop"})
+
+
+def _roots(*folders: str | None) -> tuple[str, ...]:
+    found = {os.path.join(os.path.realpath(folder), "") for folder in folders if folder}  # noqa: PTH118 - a prefix with its slash
+    found |= {os.path.join(folder, "") for folder in folders if folder}  # noqa: PTH118 - as above
+    return tuple(found)
+
+
+_paths = sysconfig.get_paths()
+_LIBRARIES: Final = _roots(
+    _paths["purelib"], _paths["platlib"], *site.getsitepackages(), site.getusersitepackages()
+)
+_PYTHON: Final = _roots(_paths["stdlib"], _paths["platstdlib"])
+_OURS: Final = _roots(str(Path(__file__).parents[1]))
+_SERVICE: Final = _roots(str(Path(__file__).parents[1] / "service"))  # an app like any other
+
+
+def own(file: str) -> Owner:
+    """Return whose file it is."""
+    if file.startswith(_OURS):
+        return "app" if file.startswith(_SERVICE) else "framework"
+    if file.startswith(_LIBRARIES):
+        return "framework" if name_module(file).partition(".")[0] in _FRAMEWORK else "library"
+    if file.startswith((*_PYTHON, "<frozen")):
+        return "python"
+    return "app"
+
+
+def name_module(file: str) -> str:
+    """Return the dotted name of a module of a library or of Python; empty for others."""
+    for roots in (_LIBRARIES, _PYTHON):
+        for root in roots:
+            if file.startswith(root):
+                return file[len(root) :].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return ""
+
+
+def find_place(stack: Stack) -> Line | None:
+    """Return the innermost line of the app's own code.
+
+    An app that is installed as a package lies among the libraries: there it is the first one that the
+    framework calls, down to its innermost line. Where nothing is the app's, it is the innermost line of a
+    library, of the framework, of Python.
+    """
+    for line in stack:
+        if own(line.file) == "app":
+            return line
+    owners = [own(line.file) for line in stack]
+    if "framework" in owners and "library" in owners[: owners.index("framework")]:
+        called = max(index for index in range(owners.index("framework")) if owners[index] == "library")
+        package = name_module(stack[called].file).partition(".")[0]
+        return next(line for line in stack if name_module(line.file).partition(".")[0] == package)
+    for owner in ("library", "framework", "python"):
+        if owner in owners:
+            return stack[owners.index(owner)]
+    return None

@@ -1,0 +1,102 @@
+"""A shop in which everything can go wrong that the console shows; each route makes one trouble."""
+
+import asyncio
+import os
+import time
+
+from fastapi import FastAPI
+
+from freeloop import Db, Freeloop, Outbound
+from freeloop.source import Source
+from freeloop.tasks import progress
+
+app = FastAPI(title="Shop")
+kit = Freeloop(
+    app,
+    database=True,
+    sources={"quotes": Source(os.environ.get("SHOP_QUOTES", "http://127.0.0.1:9"), retries=0)},
+)
+released = asyncio.Event()
+
+
+@app.get("/orders")
+async def list_orders(db: Db):
+    return await db.fetch_value("select 1")
+
+
+@app.get("/export")
+async def export(db: Db, seconds: float = 60):
+    async with db.transaction() as transaction:
+        await transaction.fetch_value("select 1")
+        await asyncio.sleep(seconds)
+
+
+@app.get("/report")
+async def report(seconds: float = 0.4):
+    time.sleep(seconds)  # noqa: ASYNC251 - it is to block the loop
+
+
+@app.get("/quotes")
+async def quote(outbound: Outbound):
+    await outbound.get("/latest", source="quotes")
+
+
+@app.get("/fail")
+async def fail():
+    raise LookupError("the shelf is empty")
+
+
+@app.get("/wait")
+async def wait(seconds: float = 60):
+    await asyncio.sleep(seconds)
+
+
+@app.get("/deadlock")
+async def deadlock():
+    async def first():
+        async with left:
+            first_has.set()
+            await second_has.wait()
+            async with right:
+                pass
+
+    async def second():
+        async with right:
+            second_has.set()
+            await first_has.wait()
+            async with left:
+                pass
+
+    left, right = asyncio.Lock(), asyncio.Lock()
+    first_has, second_has = asyncio.Event(), asyncio.Event()
+    await asyncio.gather(first(), second())
+
+
+@kit.task(retries=0)
+async def send_invoice(number: int) -> None:
+    raise ConnectionRefusedError(f"no printer for invoice {number}")
+
+
+@kit.task(retries=0)
+async def import_rows(total: int) -> None:
+    progress(total // 4, total, "reading")
+    await released.wait()
+
+
+@kit.task()
+async def remind(customer: str) -> str:
+    return customer
+
+
+kit.tasks.schedules.declare(remind.bind("Ada"), cron="0 3 * * *", name="nightly")
+
+
+@app.get("/start/{name}")
+async def start(name: str, delay: float = 0):
+    calls = {
+        "invoice": lambda: send_invoice.bind(7),
+        "import": lambda: import_rows.bind(400),
+        "remind": lambda: remind.bind("Ada"),
+    }
+    handle = await kit.tasks.start(calls[name](), delay=delay)
+    return str(handle.id)

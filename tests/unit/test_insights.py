@@ -1,0 +1,108 @@
+"""What is wrong, by a table; samples of several processes as one; rings that are bounded."""
+
+from dataclasses import replace
+
+import pytest
+
+from freeloop.insights.answers import Block, Borrowed, BreakerState, PoolState, RouteLoad, Snapshot
+from freeloop.insights.diagnosis import diagnose
+from freeloop.insights.merge import merge, merge_samples
+from freeloop.insights.recorder import Gauges, Recorder, Sample, quantile
+from freeloop.records import RequestRecord
+
+USUAL = Sample(1, 10, 0, 0, 0.01, 0.02, 1, None, 0.0, 0, 3, 0, 0, 0)
+
+
+def sample(at=1, **fields):
+    return replace(USUAL, at=at, **fields)
+
+
+def lease(route="/export", seconds=41.0, idle=None):
+    return Borrowed("connection", "main", route, seconds, "app.py:7 in export", idle)
+
+
+def pool(*, lent=3, waiting=2, leases=None):
+    usual = (lease(), lease(seconds=2.0), lease("/other", 60.0))
+    return PoolState(1, "main", 3, lent, 3 - lent, waiting, usual if leases is None else leases)
+
+
+def block(*, goes_on):
+    return Block(1, "app.py:3 in f", "/f", "waiting", "", 2, 0.8, 0.5, "", 0.0, 0.0, goes_on, ())
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "said"),
+    [
+        (Snapshot(), []),
+        (Snapshot(samples=(sample(),), pools=(pool(lent=3, waiting=0, leases=()),)), []),
+        (Snapshot(silent=(7,)), [("silent", {"process": 7})]),
+        (Snapshot(hung=(7,)), [("hung", {"process": 7})]),
+        (Snapshot(deadlocks=((2, 5),)), [("deadlock", {"tasks": 2, "behind": 5})]),
+        (Snapshot(blocks=(block(goes_on=True),)), [("blocking", {"route": "/f", "seconds": 0.5})]),
+        (Snapshot(blocks=(block(goes_on=False),)), [("blocked", {"route": "/f", "times": 2})]),
+        (Snapshot(pools=(pool(),)), [("pool_empty_by", {"route": "/export", "held": 2, "seconds": 41.0})]),
+        (Snapshot(pools=(pool(leases=()),)), [("pool_empty", {"waiting": 2, "size": 3})]),
+        (
+            Snapshot(pools=(pool(lent=1, waiting=0, leases=(lease(idle=11.0),)),)),
+            [("held_idle", {"seconds": 11.0})],
+        ),
+        (
+            Snapshot(samples=(sample(shed=4, errors=4),), routes=(RouteLoad("/a", 5, 1, 5, 4),)),
+            [("shedding", {"route": "/a", "shed": 4, "limit": 5})],
+        ),
+        (
+            Snapshot(breakers=(BreakerState("x", "x", "open", 3.0, 20, 20, 0),) * 2),
+            [("breaker_open", {"upstream": "x", "seconds": 3.0})],
+        ),
+        (Snapshot(samples=(sample(errors=4),)), []),
+        (
+            Snapshot(samples=(sample(errors=5),), failed=(("/b", 5),)),
+            [("failing", {"errors": 5, "requests": 10, "route": "/b"})],
+        ),
+        (Snapshot(task_failures=(("t", "ValueError", 3),)), [("tasks_failed", {"count": 3})]),
+        (Snapshot(samples=(sample(tasks=9),), workers=0), [("no_worker", {"waiting": 9})]),
+        (Snapshot(samples=(sample(tasks=9),), workers=None), []),
+    ],
+)
+def test_what_is_wrong_is_said(snapshot, said):
+    found = diagnose(snapshot)
+    assert [each.code for each in found] == [code for code, _ in said]
+    for sentence, (_, values) in zip(found, said, strict=True):
+        assert values.items() <= sentence.values.items()
+
+
+def test_the_worst_is_said_first():
+    wrong = Snapshot(task_failures=(("t", "ValueError", 3),), hung=(1,))
+    assert [each.severity for each in diagnose(wrong)] == ["bad", "warning"]
+
+
+def test_samples_of_one_second_are_put_together():
+    first = [sample(1, p50=0.1, requests=30, limit=4), sample(2, lag=0.5)]
+    second = [sample(1, p50=0.5, requests=10, p99=3.0), sample(3)]
+    merged = merge_samples([*first, *second])
+    assert [each.at for each in merged] == [1, 2, 3]
+    both = merged[0]
+    assert (both.requests, both.pool, both.limit, both.p99) == (40, 6, 4, 3.0)
+    assert both.p50 == pytest.approx(0.2)
+    assert merged[1] is first[1]
+
+
+def test_one_answer_is_itself():
+    alone = Snapshot()
+    assert merge([alone]) is alone
+
+
+def test_the_recorder_keeps_no_more_than_it_may():
+    recorder = Recorder(lambda: Gauges(0, 0, None, 0.0, 0, 0, 0, 0, None))
+    for number in range(5_000):
+        recorder.observe(RequestRecord(str(number), "GET", "/", "/", 500 if number % 2 else 200, 2.0, ""))
+    assert len(recorder.failed) == len(recorder.slow) == 100
+    assert recorder.failed[-1].record.request_id == "4999"
+    assert len(recorder._latencies) == 1_000
+
+
+def test_quantiles():
+    assert quantile([], 0.5) is None
+    assert quantile([1.0], 0.99) == 1.0
+    assert quantile([float(each) for each in range(100)], 0.5) == 50.0
+    assert quantile([float(each) for each in range(100)], 0.99) == 99.0
