@@ -15,6 +15,8 @@ from freeloop.gate.policy import Policy
 from freeloop.gate.problems import answer_own
 from freeloop.settings import Settings
 
+EARLY = 0.002  # s; uvloop counts whole milliseconds, so that a sleep may end before its time
+
 
 @contextlib.asynccontextmanager
 async def served(app, **options):

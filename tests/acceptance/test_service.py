@@ -8,6 +8,8 @@ import time
 import aiohttp
 import pytest
 
+from serving import EARLY
+
 
 async def get(client, path, **options):
     async with client.get(path, **options) as answer:
@@ -20,7 +22,7 @@ async def test_async_task_waits_without_blocking_anybody(client):
     quick = [await get(client, "/livez") for _ in range(20)]
     quick_took = time.perf_counter() - began
     assert await waiting == (200, {"message": "Task Complete"})
-    assert time.perf_counter() - began >= 2
+    assert time.perf_counter() - began >= 2 - EARLY
     assert quick == [(200, {"status": "ok"})] * 20
     assert quick_took < 1.5
 

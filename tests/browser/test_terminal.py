@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -193,3 +194,13 @@ def test_doctor_finds_what_an_app_will_stumble_over(freeloop, tmp_path):
         ("sync", "note"),
     }
     assert freeloop("doctor", "shop.py").startswith("0 problems")
+
+
+def test_what_takes_longer_than_a_second_says_what_it_does():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://somebody@127.0.0.1:{silent.getsockname()[1]}/shop"
+        with Terminal("doctor", str(HERE / "shop.py"), FREELOOP_DATABASE_URL=url) as terminal:
+            shown = terminal.see("Looking at the app")
+            told = terminal.see("FREELOOP_DATABASE_URL: ", after=shown)
+            assert "\x1b[2K" in terminal.drawn[shown:told]  # what was shown is gone by then
+            assert terminal.process.wait(20) == 1

@@ -162,3 +162,16 @@ async def test_an_app_has_it_where_it_says_and_keeps_its_own_routes(app_with_con
             assert "text/html" in answer.headers["Content-Type"]
         async with client.get("/console") as answer:
             assert await answer.json() == "own"
+
+
+async def test_where_the_waits_cannot_be_read_now_says_so(app_with_console, monkeypatch, caplog):
+    def look(_):
+        raise KeyError("_fut_waiter")
+
+    async with served(app_with_console, lifespan="on") as (client, _):
+        monkeypatch.setattr("freeloop.tree.look.Tree.look", look)
+        async with client.get("/ops/now") as answer:
+            assert answer.status == 200
+            assert "KeyError" in await answer.text()
+    (record,) = [record for record in caplog.records if "could not be read" in record.message]
+    assert record.exc_info[0] is KeyError

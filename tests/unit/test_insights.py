@@ -38,6 +38,7 @@ def block(*, goes_on):
         (Snapshot(silent=(7,)), [("silent", {"process": 7})]),
         (Snapshot(hung=(7,)), [("hung", {"process": 7})]),
         (Snapshot(deadlocks=((2, 5),)), [("deadlock", {"tasks": 2, "behind": 5})]),
+        (Snapshot(unread="KeyError: 1"), [("unread", {"error": "KeyError: 1"})]),
         (Snapshot(blocks=(block(goes_on=True),)), [("blocking", {"route": "/f", "seconds": 0.5})]),
         (Snapshot(blocks=(block(goes_on=False),)), [("blocked", {"route": "/f", "times": 2})]),
         (Snapshot(pools=(pool(),)), [("pool_empty_by", {"route": "/export", "held": 2, "seconds": 41.0})]),

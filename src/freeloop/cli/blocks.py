@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from freeloop.cli.failure import readable_failures
+from freeloop.cli.progress import progress
 
 
 def blocks(
@@ -23,7 +24,8 @@ def blocks(
         from freeloop.cli.processes import ask_app, find_app
         from freeloop.console.texts import say_seconds
 
-        answer = ask_app(find_app(process), "blocks")
+        with progress("Asking the processes"):
+            answer = ask_app(find_app(process), "blocks")
         if json:
             typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2))
             return

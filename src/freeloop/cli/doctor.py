@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from freeloop.cli.failure import readable_failures
+from freeloop.cli.progress import progress
 
 if TYPE_CHECKING:
     from freeloop.settings import Settings
@@ -54,7 +55,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Look for what an app will stumble over; exit code 1 where a problem is found."""
-    with readable_failures():
+    with readable_failures(), progress("Looking at the app"):
         from freeloop.gate.bulkheads import find_routes
         from freeloop.server.target import load_app
         from freeloop.settings import read_settings
@@ -150,13 +151,18 @@ def check_calls(folder: Path) -> Iterator[Finding]:
         yield Finding("calls", str(folder), _NO_RUFF, "Install it: pip install ruff.", "note")
         return
     options = ("check", "--select", "ASYNC2,ASYNC100,ASYNC110", "--output-format", "json", "--isolated")
-    done = subprocess.run(  # noqa: S603 - the linter, on the folder that was named
-        [ruff, *options, "--no-cache", "--exit-zero", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=_RUFF_TIMEOUT,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - the linter, on the folder that was named
+            [ruff, *options, "--no-cache", "--exit-zero", str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=_RUFF_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        says = f"ruff was not done within {_RUFF_TIMEOUT:.0f} s"
+        yield Finding("calls", str(folder), says, "Name a smaller folder with --app-dir.", "note")
+        return
     if done.returncode:
         yield Finding("calls", str(folder), "ruff has failed", done.stderr.strip()[:500], "note")
         return

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from freeloop.cli.failure import readable_failures
+from freeloop.cli.progress import progress
 
 
 def migrate(
@@ -20,7 +21,8 @@ def migrate(
         # Imported here, so that 'freeloop --help' answers at once.
         import orjson
 
-        done = asyncio.run(_migrate(only_plan=plan))
+        with progress("Reading the migrations" if plan else "Migrating"):
+            done = asyncio.run(_migrate(only_plan=plan))
         if json:
             typer.echo(orjson.dumps(done, option=orjson.OPT_INDENT_2))
             return

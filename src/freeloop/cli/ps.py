@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from freeloop.cli.failure import readable_failures
+from freeloop.cli.progress import progress
 
 
 def ps(
@@ -33,7 +34,8 @@ def ps(
         folder = read_settings().runtime_dir
         if folder is None:
             raise InspectionFailed("FREELOOP_RUNTIME_DIR is none: processes open no socket then")
-        running = find_processes(folder)
+        with progress("Looking for processes"):
+            running = find_processes(folder)
         found = running if process is None else [each for each in running if each.matches(process)]
         if not found:
             others = "; there are: " + ", ".join(f"{each.pid} {each.title}" for each in running)
@@ -50,7 +52,8 @@ def ps(
             raise InspectionFailed(
                 f"process {found[0].pid} does not answer: it is stopped, or something in it holds the GIL"
             )
-        snapshots = [(each, read_snapshot(ask(each.path, "tree"))) for each in found]
+        with progress("Asking the process"):
+            snapshots = [(each, read_snapshot(ask(each.path, "tree"))) for each in found]
         if json:
             typer.echo(orjson.dumps([snapshot for _, snapshot in snapshots], option=orjson.OPT_INDENT_2))
         else:

@@ -11,9 +11,11 @@ from uuid import UUID
 import typer
 
 from freeloop.cli.failure import readable_failures
+from freeloop.cli.progress import progress
 
 if TYPE_CHECKING:
     from freeloop.tasks import Tasks
+    from freeloop.tasks.model import TaskStatus
 
 tasks = typer.Typer(help="Look at durable tasks, cancel them, start them again.", no_args_is_help=True)
 
@@ -38,7 +40,7 @@ def show_list(
     if state is not None and state not in STATES:
         raise typer.BadParameter(f"--state: expected one of {', '.join(STATES)}; got '{state}'")
 
-    async def run(found: Tasks) -> None:
+    async def run(found: Tasks) -> str:
         rows: list[TaskStatus] = []
         before = None
         while len(rows) < limit:
@@ -48,61 +50,66 @@ def show_list(
             if before is None:
                 break
         if json:
-            typer.echo(TypeAdapter(list[TaskStatus]).dump_json(rows, indent=2))
-            return
-        for each in rows:
-            reason = f"  {each.error.type}: {each.error.message[:100]}" if each.error else ""
-            typer.echo(
-                f"{each.id}  {each.state:<9}  {each.created_at:%Y-%m-%d %H:%M:%S}  {each.name}{reason}"
-            )
+            return TypeAdapter(list[TaskStatus]).dump_json(rows, indent=2).decode()
+        return "\n".join(map(_line, rows))
 
-    _with_tasks(run)
+    _run(run)
+
+
+def _line(task: TaskStatus) -> str:
+    reason = f"  {task.error.type}: {task.error.message[:100]}" if task.error else ""
+    return f"{task.id}  {task.state:<9}  {task.created_at:%Y-%m-%d %H:%M:%S}  {task.name}{reason}"
 
 
 @tasks.command()
 def show(task: Id) -> None:
     """Show all that is known of a task, as JSON."""
 
-    async def run(found: Tasks) -> None:
-        typer.echo((await found.read(task)).model_dump_json(indent=2))
+    async def run(found: Tasks) -> str:
+        return (await found.read(task)).model_dump_json(indent=2)
 
-    _with_tasks(run)
+    _run(run)
 
 
 @tasks.command()
 def cancel(task: Id, json: Json = False) -> None:
     """Cancel a task that waits or runs."""
 
-    async def run(found: Tasks) -> None:
+    async def run(found: Tasks) -> str:
         done = await found.cancel(task)
         state = (await found.read(task)).state
-        _say(task, done, state, "cancelled" if done else f"nothing to cancel: it has {state}", json=json)
+        text = "cancelled" if done else f"nothing to cancel: it has {state}"
+        return _say_outcome(task, done, state, text, json=json)
 
-    _with_tasks(run)
+    _run(run)
 
 
 @tasks.command()
 def retry(task: Id, json: Json = False) -> None:
     """Start a task again that has failed or was cancelled."""
 
-    async def run(found: Tasks) -> None:
+    async def run(found: Tasks) -> str:
         done = await found.retry(task)
         state = (await found.read(task)).state
-        _say(task, done, state, "queued" if done else f"nothing to retry: it is {state}", json=json)
+        text = "queued" if done else f"nothing to retry: it is {state}"
+        return _say_outcome(task, done, state, text, json=json)
 
-    _with_tasks(run)
-
-
-def _say(task: UUID, done: bool, state: str, text: str, *, json: bool) -> None:
-    typer.echo(dumps({"id": str(task), "done": done, "state": state}) if json else text)
+    _run(run)
 
 
-def _with_tasks(run: Callable[[Tasks], Awaitable[None]]) -> None:
+def _say_outcome(task: UUID, done: bool, state: str, text: str, *, json: bool) -> str:
+    return dumps({"id": str(task), "done": done, "state": state}) if json else text
+
+
+def _run(run: Callable[[Tasks], Awaitable[str]]) -> None:
     with readable_failures():
-        asyncio.run(_open_and_run(run))
+        with progress("Asking the database"):
+            said = asyncio.run(_open_and_run(run))
+        if said:
+            typer.echo(said)
 
 
-async def _open_and_run(run: Callable[[Tasks], Awaitable[None]]) -> None:
+async def _open_and_run(run: Callable[[Tasks], Awaitable[str]]) -> str:
     # Imported here, so that 'freeloop --help' answers at once.
     from freeloop.database import Database
     from freeloop.resources import open_address
@@ -116,5 +123,6 @@ async def _open_and_run(run: Callable[[Tasks], Awaitable[None]]) -> None:
         Database(address, size=2, server=server) as database,
         Tasks().open(database, PgQueuerEngine()) as found,
     ):
-        await run(found)
+        said = await run(found)
         await found.signals.flush()
+    return said

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from freeloop.cli.failure import readable_failures
+from freeloop.cli.progress import progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,7 +43,8 @@ def top(
         from freeloop.console.texts import load_texts
         from freeloop.insights import diagnose
 
-        sockets = find_app(process)
+        with progress("Looking for processes"):
+            sockets = find_app(process)
         texts = load_texts("en")
 
         deadlocks: tuple[tuple[int, int], ...] = ()
@@ -54,7 +56,8 @@ def top(
                 deadlocks, looked = find_deadlocks(sockets), time.monotonic()
             return replace(ask_app(sockets, "now"), deadlocks=deadlocks), ask_app(sockets, "requests")
 
-        snapshot, requests = look()
+        with progress("Asking the processes"):
+            snapshot, requests = look()
         if json:
             found = {"sentences": diagnose(snapshot), "snapshot": snapshot, "requests": requests}
             typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))

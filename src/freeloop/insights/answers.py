@@ -286,6 +286,7 @@ class Snapshot:
         hung: Processes whose loop does not answer.
         silent: Processes that do not answer at all.
         deadlocks: Pairs of how many tasks wait for each other, and how many more for them.
+        unread: The error because of which it is not known what the tasks wait for; empty: it is known.
         task_failures: Durable tasks that failed lately, as name, error and count.
         workers: Workers that are alive; None: there are no durable tasks.
     """
@@ -299,6 +300,7 @@ class Snapshot:
     hung: tuple[int, ...] = ()
     silent: tuple[int, ...] = ()
     deadlocks: tuple[tuple[int, int], ...] = ()
+    unread: str = ""
     task_failures: tuple[tuple[str, str, int], ...] = ()
     workers: int | None = None
 

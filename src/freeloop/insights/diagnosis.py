@@ -53,6 +53,11 @@ def _deadlock(snapshot: Snapshot) -> Iterator[Sentence]:
         yield Sentence("deadlock", "bad", "tree", {"tasks": tasks, "behind": behind})
 
 
+def _unread(snapshot: Snapshot) -> Iterator[Sentence]:
+    if snapshot.unread:
+        yield Sentence("unread", "warning", "tree", {"error": snapshot.unread})
+
+
 def _blocked(snapshot: Snapshot) -> Iterator[Sentence]:
     for block in snapshot.blocks[:2]:
         values: dict[str, str | int | float] = {
@@ -151,6 +156,7 @@ _CHECKS: Final[tuple[Callable[[Snapshot], Iterator[Sentence]], ...]] = (
     _silent,
     _hung,
     _deadlock,
+    _unread,
     _blocked,
     _pool,
     _shed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -28,6 +29,8 @@ from freeloop.insights.process import Insights
 from freeloop.inspection import ask, find_processes
 from freeloop.tree.model import Snapshot as TreeSnapshot
 from freeloop.tree.model import read_snapshot
+
+logger = logging.getLogger("freeloop.console")
 
 KINDS: Final[Mapping[str, type[Any]]] = {
     "now": Snapshot,
@@ -58,6 +61,7 @@ class Fleet:
         self._looked = -_LOOK_EVERY
         self._rings: tuple[tuple[int, int], ...] = ()
         self._rings_at = -_LOOK_EVERY
+        self._unread = ""
         self._slow: tuple[tuple[tuple[str, str, int], ...], int | None] = ((), None)
 
     async def list_processes(self) -> list[int]:
@@ -91,8 +95,7 @@ class Fleet:
         """Add what takes a look at all tasks or a statement: anew every 5 s, however many look."""
         if time.monotonic() - self._rings_at >= _LOOK_EVERY:
             self._rings_at = time.monotonic()
-            trees = await self.look()
-            self._rings = count_rings(tree for _, tree in trees)
+            await self._count_rings()
             if self.tasks.askable:
                 try:
                     self._slow = (await self.tasks.read_failures(), await self.tasks.count_workers())
@@ -100,8 +103,23 @@ class Fleet:
                     self._slow = ((), None)  # the database is away, which others tell of
         failures, workers = self._slow
         return replace(
-            snapshot, silent=silent, deadlocks=self._rings, task_failures=failures, workers=workers
+            snapshot,
+            silent=silent,
+            deadlocks=self._rings,
+            unread=self._unread,
+            task_failures=failures,
+            workers=workers,
         )
+
+    async def _count_rings(self) -> None:
+        try:
+            trees = await self.look()
+        except Exception as error:
+            # A look reads what asyncio keeps to itself, and may meet what it does not know.
+            logger.exception("what the tasks wait for could not be read")
+            self._rings, self._unread = (), f"{type(error).__name__}: {error}"
+        else:
+            self._rings, self._unread = count_rings(tree for _, tree in trees), ""
 
     async def look(self, process: int | None = None) -> list[tuple[int, TreeSnapshot]]:
         """Return what all tasks wait for, by process."""
