@@ -6,7 +6,7 @@ import time
 
 from fastapi import FastAPI
 
-from freeloop import Db, Freeloop, Outbound
+from freeloop import Db, Freeloop, Outbound, current_scope
 from freeloop.source import Source
 from freeloop.tasks import progress
 
@@ -49,6 +49,25 @@ async def fail():
 @app.get("/wait")
 async def wait(seconds: float = 60):
     await asyncio.sleep(seconds)
+
+
+@app.get("/family")
+async def raise_family():
+    async def bring_up(name: str):
+        await asyncio.sleep(60)
+
+    for name in ("first", "second"):
+        current_scope().start_soon(bring_up, name)
+    await asyncio.sleep(60)
+
+
+@app.get("/forget")
+async def forget():
+    async def drift():
+        await asyncio.sleep(60)
+
+    asyncio.create_task(drift())  # noqa: RUF006 - it is to be kept by nobody
+    await asyncio.sleep(60)
 
 
 @app.get("/deadlock")

@@ -85,6 +85,23 @@ def test_a_request_that_is_opened_and_cancelled(visit, shop):
     page.see("cancelled by hand", "#failed tbody")
 
 
+def test_an_opened_request_shows_its_child_tasks(visit, shop):
+    shop.ask("/family")
+    page = visit()
+    page.open("requests?q=/family")
+    page.page.click("#live-requests a:has-text('/family')")
+    page.see("bring_up", "#opened")
+    assert page.page.inner_text("#opened").count("bring_up") >= 2
+
+
+def test_a_task_that_nobody_keeps_is_told_above_the_tree(visit, shop):
+    shop.ask("/forget")
+    page = visit()
+    page.open("tree")
+    page.see("unkept", ".sentence.warning")
+    page.see("is awaited by nobody and kept by nobody", ".sentence.warning")
+
+
 def test_a_deadlock(visit, shop):
     shop.ask("/deadlock")
     page = visit()

@@ -407,6 +407,20 @@ async def test_a_plain_function_hears_of_its_cancellation_by_its_progress(tasks)
             await handle.result(timeout=WITHIN)
 
 
+async def test_a_plain_function_that_takes_too_long_hears_of_it_by_its_progress_and_fails(tasks):
+    @declare(tasks, timeout=0.2)
+    def work() -> None:
+        for n in range(10_000):
+            progress(n)
+            time.sleep(0.01)
+
+    handle = await tasks.start(work)
+    async with worker(tasks):
+        with pytest.raises(TaskFailed, match=r"TimeoutError: it took longer than its timeout of 0\.2 s"):
+            await handle.result(timeout=WITHIN)
+    assert (await handle.status()).progress.done < 9_999
+
+
 async def test_a_task_that_ignores_its_cancellation_is_cancelled_again(tasks):
     running = asyncio.Event()
     ignored = 0

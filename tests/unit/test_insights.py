@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from freeloop.insights.answers import Block, Borrowed, BreakerState, PoolState, RouteLoad, Snapshot
+from freeloop.insights.answers import (
+    Block,
+    Borrowed,
+    BreakerState,
+    PoolState,
+    RouteLoad,
+    Snapshot,
+    UpstreamState,
+)
 from freeloop.insights.diagnosis import diagnose
 from freeloop.insights.merge import merge, merge_samples
 from freeloop.insights.recorder import Gauges, Recorder, Sample, quantile
@@ -107,3 +115,11 @@ def test_quantiles():
     assert quantile([1.0], 0.99) == 1.0
     assert quantile([float(each) for each in range(100)], 0.5) == 50.0
     assert quantile([float(each) for each in range(100)], 0.99) == 99.0
+
+
+def test_shared_calls_are_a_part_of_all_that_needed_an_answer():
+    source = UpstreamState(
+        *(1, "prices", 13, None, 0, 0, 0), retries=2, hedges=1, shared=10, hits=5, misses=20, breakers=()
+    )
+    assert source.calls == 20
+    assert replace(source, retries=None, hedges=None, shared=None).calls == 13

@@ -164,6 +164,12 @@ class UpstreamState:
     misses: int | None
     breakers: tuple[BreakerState, ...]
 
+    @property
+    def calls(self) -> int:
+        """Calls that needed an answer from outside, their own or another one's."""
+        again = (self.retries or 0) + (self.hedges or 0)
+        return (self.shared or 0) + self.attempts - again
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamsAnswer:

@@ -133,7 +133,7 @@ def _watched(test: Callable[..., Any], threshold: float, config: pytest.Config) 
 
     @functools.wraps(test)
     async def run(*args: object, **kwargs: object) -> None:
-        # Without the C timer: where the machine is so busy that it goes off while Python runs, it may crash.
+        # Without the timer: its signal, SIGALRM, is what pytest-timeout may use for itself.
         with watch(threshold=threshold, backstop=False) as watching:
             await asyncio.sleep(0)  # its first heartbeat
             await test(*args, **kwargs)
