@@ -74,6 +74,13 @@ class Watched:
                 return fresh
         raise AssertionError(f"line {line} was not found, but {fresh}")
 
+    def wait_for_stall(self, before):
+        """Return what is seen once it is found that the host has withheld the CPU since ``before``."""
+        until = time.monotonic() + 10
+        while (seen := self.look())["stalls"] == before["stalls"]:
+            assert time.monotonic() < until, seen
+        return seen
+
     def ask_together(self, path, times):
         connections = [self.run.connect() for _ in range(times)]
         for connection in connections:
@@ -212,19 +219,52 @@ def test_a_stopped_process_is_no_finding(watched):
     connection = watched.run.connect().ask("/awaits?seconds=0.5")
     stop_for(watched.run.process.pid, 1.0)
     assert connection.answer().status == 200
-    after = watched.look()
+    assert watched.wait_for_stall(before)["stalled"] - before["stalled"] > 0.5
     assert watched.new() == []
-    assert after["stalls"] > before["stalls"]
-    assert after["stalled"] - before["stalled"] > 0.5
 
 
 def test_a_throttled_process_is_no_finding(watched):
+    before = watched.look()
     connection = watched.run.connect().ask("/cpu-loop?seconds=0.03")
     for _ in range(10):  # a tenth of a CPU
         stop_for(watched.run.process.pid, 0.09)
         time.sleep(0.01)
     assert connection.answer().status == 200
+    watched.wait_for_stall(before)
     assert watched.new() == []
+
+
+def test_a_process_throttled_by_its_cgroup_is_no_finding(watched):
+    before = watched.look()
+    with tenth_of_a_cpu(watched.run.process.pid):
+        # Each takes three or four of the periods in which a process gets 10 ms of CPU time.
+        answers = [watched.run.connect().ask("/cpu-loop?seconds=0.03").answer() for _ in range(5)]
+    assert {answer.status for answer in answers} == {200}
+    assert watched.wait_for_stall(before)["stalled"] - before["stalled"] > 0.5
+    assert watched.new() == []
+
+
+@contextlib.contextmanager
+def tenth_of_a_cpu(pid):
+    """Have the kernel give a process 10 ms of CPU time in each 100 ms, by a cgroup of version 1 or 2."""
+    root = Path("/sys/fs/cgroup")
+    parent = root / "cpu" if (root / "cpu").is_dir() else root
+    group = parent / f"freeloop-test-{pid}"
+    try:
+        group.mkdir()
+        if parent == root:
+            (group / "cpu.max").write_text("10000 100000")
+        else:
+            (group / "cpu.cfs_period_us").write_text("100000")
+            (group / "cpu.cfs_quota_us").write_text("10000")
+        (group / "cgroup.procs").write_text(str(pid))
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    try:
+        yield
+    finally:
+        (parent / "cgroup.procs").write_text(str(pid))
+        group.rmdir()
 
 
 def stop_for(pid, seconds):

@@ -49,6 +49,9 @@ def starved(end, *, advanced=0.25, ran=True, loop=0.0, others=None):
         (4.0, {"samples": [], "starved": [starved(4.0, advanced=0.0, ran=False)]}, None),  # stopped
         (0.3, {"loop": 0.01, "delayed": 0.02}, "waiting"),
         (0.3, {"loop": 0.09, "delayed": 0.2}, None),  # it had to wait for a CPU
+        (0.3, {"loop": 0.027, "delayed": 0.272, "waited": 0.224}, None),  # for a tenth of one is all it has
+        (0.13, {"loop": 0.001, "delayed": 0.01}, "waiting"),  # that was before
+        (0.13, {"loop": 0.001, "delayed": 0.04}, None),
         (0.3, {"loop": 0.09, "delayed": 0.09}, None),  # and was stopped, too shortly to be seen each time
     ],
 )

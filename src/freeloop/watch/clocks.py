@@ -42,21 +42,15 @@ class Reading(NamedTuple):
 
 
 class RunQueue:
-    """What the kernel counts of one thread: Linux does, under CPU quotas too; elsewhere all is 0.
+    """How long the thread that makes it waits for a CPU, under CPU quotas too; outside of Linux it is 0."""
 
-    Args:
-        thread: Its native id; None: the thread that runs.
-    """
-
-    def __init__(self, thread: int | None = None) -> None:
+    def __init__(self) -> None:
         self._file: int | None = None
         with contextlib.suppress(OSError):
-            self._file = os.open(
-                f"/proc/self/task/{thread or threading.get_native_id()}/schedstat", os.O_RDONLY
-            )
+            self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
 
     def read(self) -> float:
-        """Return for how many seconds it was ready to run and had no CPU, so far."""
+        """Return for how many seconds it was ready to run and had no CPU, so far; in any thread."""
         if self._file is None or _pread is None:
             return 0.0
         counts = ctypes.create_string_buffer(64)

@@ -10,7 +10,7 @@ from types import CodeType
 from typing import Final, NamedTuple
 
 from freeloop.metrics import Durations
-from freeloop.watch.clocks import count_sleeps
+from freeloop.watch.clocks import RunQueue, count_sleeps
 
 _BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 _IDLE_SLEEPS: Final = 3  # in five ticks; uvicorn itself wakes up each 0.1 s
@@ -25,12 +25,14 @@ class Beat(NamedTuple):
         due: When the next one is.
         cpu: CPU time of the loop's thread so far.
         sleeps: How often that thread has gone to sleep so far; where that is not counted it never is busy.
+        delayed: For how long it was ready to run and had no CPU, so far.
     """
 
     at: float
     due: float
     cpu: float
     sleeps: int
+    delayed: float
 
 
 class Heart:
@@ -49,6 +51,7 @@ class Heart:
         gaps: Pairs of heartbeats far apart, to be taken by the watchdog; at most 100 wait.
         lags: How late heartbeats were.
         worst: The latest of them, in seconds, since somebody has set this to 0.
+        queue: How long this thread had to wait for a CPU.
         boundary: The code that the loop calls callbacks from: what is further out on the stack is the loop's
             own. None until the first heartbeat.
     """
@@ -57,6 +60,7 @@ class Heart:
         self.gaps: deque[tuple[Beat, Beat]] = deque(maxlen=100)
         self.lags = Durations(_BOUNDS)
         self.worst = 0.0
+        self.queue = RunQueue()
         self.boundary: CodeType | None = None
         self._loop = loop
         self._limit = limit
@@ -97,4 +101,4 @@ class Heart:
     def _take(self) -> Beat:
         # Nothing here lets go of the GIL: where other threads want it, each time would cost the loop 5 ms.
         now = time.monotonic()
-        return Beat(now, now + self._pause, time.thread_time(), count_sleeps())
+        return Beat(now, now + self._pause, time.thread_time(), count_sleeps(), self.queue.read())

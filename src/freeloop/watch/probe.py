@@ -80,7 +80,7 @@ class Probe:
         self._threshold = threshold
         self._tick = threshold / 5
         self._listener = listener
-        self._ident, self._native = threading.get_ident(), threading.get_native_id()
+        self._ident = threading.get_ident()
         self.heart = Heart(loop, limit=threshold, tick=self._tick)
         self._stopped = threading.Lock()
         self._stopped.acquire()
@@ -93,7 +93,6 @@ class Probe:
         self._steps = 0
         self._told: tuple[Beat, Block] | None = None
         self._told_at = 0.0  # seconds that it had lasted
-        self._first: Reading | None = None  # once a heartbeat was late
         self._settled = 0.0
         self._slept = 0  # how often, when this look was planned
         self._gil_wait = 0.0  # seconds that it surely waited for the GIL since then
@@ -108,6 +107,7 @@ class Probe:
         self.heart.stop()
         self._stopped.release()
         self._thread.join(5.0)
+        self.heart.queue.close()
         if self._backstop is not None:
             self._backstop.close()
 
@@ -122,9 +122,9 @@ class Probe:
             await asyncio.sleep(pause)
 
     def _run(self) -> None:
-        self._queue, self._loops = RunQueue(), RunQueue(self._native)
+        self._queue = RunQueue()
         self._planned = time.monotonic()
-        self._before = self._calm = read_clocks(self._queue, self._loops)
+        self._before = self._calm = read_clocks(self._queue, self.heart.queue)
         try:
             while not self._stopped.acquire(timeout=max(0.0, self._planned - time.monotonic())):
                 self._try_to_look()
@@ -132,7 +132,6 @@ class Probe:
                     self._slept = count_sleeps()  # what the look itself has waited for is over
         finally:
             self._queue.close()
-            self._loops.close()
 
     def _try_to_look(self) -> None:
         """Look, and go on where that fails: what was looked at belongs to others, and may be odd."""
@@ -163,8 +162,6 @@ class Probe:
             self._note_starved(planned, now, last, clocks)
         if first is not None:
             self._threads = first.threads
-        if overdue:
-            self._first = self._first or clocks
         if view is not None:
             since = max(self._before.at, min(last.at, now))
             self._sample(view, first, clocks, since)
@@ -188,7 +185,7 @@ class Probe:
             began, gaps = time.monotonic(), len(self.heart.gaps)
             late = self._is_late(began)
             view = self._view(late=late) if late or self._is_overdue(began) else None
-            clocks = read_clocks(self._queue, self._loops)
+            clocks = read_clocks(self._queue, self.heart.queue)
             if clocks.at - began < sys.getswitchinterval():
                 break
         return view, clocks, gaps
@@ -316,16 +313,16 @@ class Probe:
         """Judge what was between two heartbeats."""
         early = before.at - _PUNCTUAL
         samples = [sample for sample in self._samples if early < sample.at <= after.at]
-        evidence = self._gather(before, after.at, after.cpu, samples, clocks)
-        if evidence.stalled:
-            self._listener.note_stall(evidence.stalled)
+        evidence = self._gather(before, after, samples, clocks)
+        if evidence.withheld >= self._threshold:
+            self._listener.note_stall(evidence.withheld)
         self._settled = after.at
         block = judge(evidence, self._threshold)
         if block is None and self._told is not None and self._told[0] is before:
             block = self._told[1]  # it was told of, and is over
         if block is not None:
             self._report(block, goes_on=False)
-        self._told = self._first = None
+        self._told = None
         self._samples = [sample for sample in self._samples if sample.at > after.at]
 
     def _warn(self, last: Beat, clocks: Reading) -> None:
@@ -333,23 +330,22 @@ class Probe:
         lasted = clocks.at - last.at
         if lasted < (self._threshold + 2 * self._tick if self._told is None else 2 * self._told_at):
             return
-        cpu = clocks.threads.get(self._ident, last.cpu)
-        evidence = self._gather(last, clocks.at, cpu, self._samples, clocks)
+        now = last._replace(
+            at=clocks.at, cpu=clocks.threads.get(self._ident, last.cpu), delayed=clocks.delayed
+        )
+        evidence = self._gather(last, now, self._samples, clocks)
         if (block := judge(evidence, self._threshold)) is not None:
             self._told, self._told_at = (last, block), lasted
             self._report(block, goes_on=True)
 
-    def _gather(
-        self, start: Beat, end: float, cpu: float, samples: list[Sample], clocks: Reading
-    ) -> Evidence:
-        """Return what was seen from a heartbeat on, until the loop's thread had used so much of the CPU."""
+    def _gather(self, start: Beat, end: Beat, samples: list[Sample], clocks: Reading) -> Evidence:
+        """Return what was seen between two heartbeats, of which the second may be yet to come."""
         return Evidence(
             start.at,
-            end,
+            end.at,
             start.due - start.at,
-            cpu - start.cpu,
-            clocks.delayed - self._calm.delayed,
-            clocks.delayed - (self._first or clocks).delayed,
+            end.cpu - start.cpu,
+            end.delayed - start.delayed,
             clocks.waited - self._calm.waited,
             samples,
             self._starved,
@@ -365,7 +361,7 @@ class Probe:
 
     def _calm_down(self, clocks: Reading) -> None:
         self._calm = clocks
-        self._running = self._dump = self._first = None
+        self._running = self._dump = None
         self._samples.clear()
         self._starved.clear()
         self._threads.clear()

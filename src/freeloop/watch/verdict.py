@@ -76,8 +76,7 @@ class Evidence:
         end: The next one, or now.
         tick: Seconds after which the next one was due: the block began in that time.
         loop: CPU time of the loop's thread between both, in seconds.
-        delayed: How long that thread was ready to run and had no CPU, from before the start on.
-        interrupted: The same from when it was first seen to be blocked on.
+        delayed: How long that thread was ready to run and had no CPU.
         waited: How long the watchdog's thread was ready to run and had no CPU, from before the start on: it
             may have held the GIL then, and the loop's thread have waited for that.
         samples: What it ran.
@@ -89,7 +88,6 @@ class Evidence:
     tick: float
     loop: float
     delayed: float = 0.0
-    interrupted: float = 0.0
     waited: float = 0.0
     samples: Sequence[Sample] = ()
     starved: Sequence[Starved] = ()
@@ -109,8 +107,8 @@ class Evidence:
     @property
     def computed(self) -> bool:
         """Whether it used the CPU, of the time in which neither a CPU nor the GIL was surely missing."""
-        wall = self.end - self.begun - self.stalled
-        return self.loop >= max(_COMPUTES * (wall - self.delayed - self.waited), _LEAST * wall)
+        wall = self.end - self.begun - self.stalled - self.delayed
+        return self.loop >= max(_COMPUTES * (wall - self.waited), _LEAST * wall)
 
     def overlap(self, starved: Starved) -> float:
         """Return how much of that lies between both, in seconds."""
@@ -120,6 +118,11 @@ class Evidence:
     def stalled(self) -> float:
         """Seconds in which the process did not run."""
         return sum(self.overlap(each) for each in self.starved if each.stalled)
+
+    @property
+    def withheld(self) -> float:
+        """Seconds in which the host let the loop's thread have no CPU."""
+        return min(self.stalled + self.delayed, self.end - self.start)
 
     @property
     def held(self) -> float:
@@ -186,8 +189,8 @@ def _measure(evidence: Evidence) -> float:
     """Return for how long somebody's code held the loop up.
 
     CPU time is certain, and of code that computes where the host lets it wait the only thing that is. Neither
-    a stopped process nor one that has to wait for a CPU is anybody's fault; code that waits by itself has
-    lost no time in doing so before.
+    a stopped process nor one that has to wait for a CPU is anybody's fault; but what it waited for before
+    that code began is not taken off what the code took.
     """
     hindered = evidence.delayed + evidence.waited + evidence.stalled
     if evidence.computed and hindered > _STRAY * (evidence.end - evidence.begun):
@@ -196,7 +199,10 @@ def _measure(evidence: Evidence) -> float:
         ran = max(evidence.loop, span(evidence.samples) - evidence.stalled)
         return min(ran, evidence.end - evidence.start - evidence.stalled)
     wall = evidence.end - evidence.begun
-    lost = evidence.delayed + evidence.waited if evidence.computed else evidence.interrupted
+    if evidence.computed:
+        lost = evidence.delayed + evidence.waited
+    else:
+        lost = max(0.0, evidence.delayed - (evidence.begun - evidence.start))
     return max(evidence.loop, wall - lost)
 
 
