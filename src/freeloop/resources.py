@@ -197,7 +197,11 @@ async def open_calls(
     stacks = Stacks(transport, sources, default=default, spawn=spawn)
     guard = UrlGuard(stacks, exempt={name: each.url for name, each in sources.items() if each.url})
     connect = partial(
-        Client, timeout=settings.fetch_timeout, max_body=settings.fetch_max_body, sources=sources
+        Client,
+        timeout=settings.fetch_timeout,
+        max_body=settings.fetch_max_body,
+        sources=sources,
+        default=default,
     )
     async with connect(Redirects(stacks, elsewhere=guard)) as client:
         yield Calls(client, connect(Redirects(guard)), stacks)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+# Those that are written by hand; test_reference.py holds the others against the code.
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.parent != DOCS / "reference")
 _FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?"
     r"^(?P<indent> *)```(?P<language>\w+)?(?: +title=\"(?P<title>[^\"]*)\")?[^\n]*\n"
@@ -34,7 +36,12 @@ class Block:
     reason: str
 
     def __str__(self):
-        return f"{self.page.name}:{self.line}"
+        return f"{place_of(self.page)}:{self.line}"
+
+
+def place_of(page):
+    """Return where a page is, as links in docs/ name it; of one that is elsewhere, its name."""
+    return page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else page.name
 
 
 def read_blocks(page):

@@ -15,12 +15,13 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel
 
-from freeloop import Freeloop
+from freeloop import Freeloop, Source
 from freeloop.database import Address, Database
 from freeloop.dependencies import Kit
 from freeloop.errors import StartError
 from freeloop.service.waiting import Done, sync_operation
 from freeloop.settings import Settings
+from freeloop.source import OPTIONS
 from serving import served, soon
 
 
@@ -150,11 +151,47 @@ async def external_data(world, names):
     assert len(names["answers"]) == 3
     assert stored
     assert names["openai"].max_retries == names["anthropic"].max_retries == 0
-    async with served(app, lifespan="on") as (client, _):
-        async with client.get("/posts/1") as answer:
-            assert answer.status == 200
-        async with client.post("/previews", params={"url": world.upstream}) as answer:
-            assert answer.status == 422
+    async with served(app, lifespan="on") as (client, _), client.get("/posts/1") as answer:
+        assert answer.status == 200
+
+
+@contextlib.asynccontextmanager
+async def url_policy(world, names):
+    app = names["app"] = FastAPI()
+    yield
+    assert names["refused"].endswith("was refused: expected the scheme https")
+    new_kit(app)
+    query = {"url": world.upstream}
+    async with (
+        served(app, lifespan="on") as (client, _),
+        client.post("/previews", params=query) as answer,
+    ):
+        assert answer.status == 422
+
+
+def layer(*options):
+    """Return the stage of a page about a layer, whose kit has one source, and says these options of it."""
+
+    @contextlib.asynccontextmanager
+    async def stage(world, names):
+        names["app"] = FastAPI()
+        yield
+        kit = names["kit"]
+        async with kit.open():
+            ((name, said),) = kit.outbound._sources.items()
+            assert {each for each in OPTIONS if getattr(said, each) != getattr(Source(), each)} == {
+                "url",
+                *options,
+            }
+            assert (await kit.outbound.get("/", source=name)).status_code == 200
+
+    return stage
+
+
+@contextlib.asynccontextmanager
+async def redirects(world, names):
+    yield
+    assert names["response"].status_code == 200
 
 
 @contextlib.asynccontextmanager
@@ -203,6 +240,17 @@ STAGES = {
     "adopt.md": adopt,
     "database.md": database,
     "external-data.md": external_data,
+    "external-data/attempt-timeout.md": layer("timeout", "attempt_timeout"),
+    "external-data/breaker.md": layer("breaker", "slow"),
+    "external-data/cache.md": layer("cache", "stale_while_revalidate", "stale_if_error"),
+    "external-data/coalescing.md": layer("coalesce"),
+    "external-data/connections.md": layer("concurrency"),
+    "external-data/deadline.md": layer("timeout"),
+    "external-data/hedging.md": layer("hedge"),
+    "external-data/limits.md": layer("rate", "burst", "concurrency", "queue"),
+    "external-data/redirects.md": redirects,
+    "external-data/retries.md": layer("retries"),
+    "external-data/url-policy.md": url_policy,
     "scopes.md": scopes,
     "tasks.md": tasks,
     "waiting.md": waiting,

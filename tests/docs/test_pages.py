@@ -3,19 +3,19 @@
 import asyncio
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from blocks import read_blocks
-from freeloop import errors
+from blocks import DOCS, PAGES, read_blocks
+from freeloop import Source, errors
 from freeloop.errors import FreeloopError
 from freeloop.records import RequestRecord
 from freeloop.service.app import create_app
 from freeloop.settings import Settings
+from freeloop.source import OPTIONS
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE_BLOCKS = [block for page in sorted(DOCS.glob("*.md")) for block in read_blocks(page)]
+PAGE_BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+LAYERS = sorted((DOCS / "external-data").glob("*.md"))
 
 
 def test_every_error_is_documented_with_its_status():
@@ -46,6 +46,46 @@ def test_every_page_is_in_the_index():
     assert set(re.findall(r"\]\((\w[\w-]+\.md)\)", index)) == {path.name for path in DOCS.glob("*.md")} - {
         "index.md"
     }
+
+
+def test_every_layer_is_in_the_overview():
+    overview = (DOCS / "external-data.md").read_text("utf-8")
+    assert set(re.findall(r"\]\(external-data/([\w-]+\.md)\)", overview)) == {path.name for path in LAYERS}
+
+
+@pytest.mark.parametrize("page", LAYERS, ids=lambda page: page.name)
+def test_a_layers_page_answers_what_each_of_them_does(page):
+    headings = re.findall(r"^## (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    expected = [
+        r"When to switch (it|them) on",
+        r"The defaults?, and why",
+        "How to set it",
+        "What a caller sees",
+        "Where to see it",
+    ]
+    assert len(headings) == len(expected)
+    assert all(map(re.fullmatch, expected, headings)), headings
+
+
+def test_every_option_of_a_source_has_its_default_with_the_reason():
+    rows = [
+        row
+        for page in LAYERS
+        for row in re.findall(
+            r"^\| `([a-z_]+)` \| `([^`]+)`[^|]* \| (.+) \|$", page.read_text("utf-8"), re.MULTILINE
+        )
+    ]
+    unknown = Source()
+    assert sorted((option, default) for option, default, _ in rows) == sorted(
+        (option, repr(getattr(unknown, option))) for option in OPTIONS if option != "url"
+    )
+
+
+def test_the_layers_pages_name_each_of_their_metrics(documented):
+    texts = [page.read_text("utf-8") for page in LAYERS]
+    named = {name for text in texts for name in re.findall(r"`(freeloop_\w+)[`{]", text)}
+    assert named <= documented
+    assert {name for name in documented if name.startswith("freeloop_upstream_")} <= named
 
 
 @pytest.fixture

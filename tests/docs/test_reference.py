@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
+from blocks import PAGES, place_of
 from freeloop import errors
 
 
@@ -28,7 +29,7 @@ def test_the_page_is_up_to_date(name):
     )
 
 
-@pytest.mark.parametrize("page", sorted(measured.DOCS.glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=place_of)
 def test_the_numbers_are_those_that_were_measured(page):
     text = page.read_text("utf-8")
     assert measured.fill(text) == text, "bench/results have changed: python3 run.py docs --write"

@@ -8,11 +8,11 @@ import tomllib
 import pytest
 from test_walks import WALKS
 
-from blocks import DOCS, ROOT, read_blocks
+from blocks import DOCS, PAGES, ROOT, place_of, read_blocks
 from freeloop.settings import PREFIX, Settings, read_settings
 from run_process import Processes
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+ALL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 # Said here and not on the page, which is for readers.
 NOT_RUN = {
     "python3 run.py test": "it is what runs this",
@@ -23,8 +23,8 @@ APP = "from fastapi import FastAPI\napp = FastAPI()\n"
 
 
 def list_commands():
-    for page in PAGES:
-        if page.name in WALKS:
+    for page in ALL:
+        if place_of(page) in WALKS:
             continue
         for block in read_blocks(page):
             if block.language == "sh" and not block.reason:

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freeloop.outbound.budget import RetryBudget
-from freeloop.outbound.sources import Sources, origin_of
+from freeloop.outbound.sources import Sources
+from freeloop.outbound.transport import origin_of
 from freeloop.outbound.window import Window
 from virtual_time import call
 

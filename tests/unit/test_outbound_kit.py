@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 
-from freeloop import Freeloop, GuardedOutbound, Outbound, Source, deadline
-from freeloop.errors import RedirectRefused, UpstreamUnreachable
+from freeloop import Freeloop, GuardedOutbound, Outbound, Source, current_scope, deadline
+from freeloop.errors import RedirectRefused, UpstreamTimeout, UpstreamUnreachable
 from freeloop.gate.problems import install_problem_handlers
 from freeloop.service import fetch
 from freeloop.settings import Settings
-from freeloop.testing import FaultyUpstream
+from freeloop.testing import FaultyUpstream, eventually
 from freeloop.testing.answers import render, say
 from serving import served
 
@@ -73,6 +73,32 @@ async def test_a_deadline_ends_with_the_clear_error_of_the_call(upstream):
     assert status == 504
     assert problem["detail"].startswith("source 'faulty' (GET ")
     assert "did not answer completely within 0." in problem["detail"]
+
+
+@pytest.mark.parametrize("source", [None, "of nobody"])
+async def test_the_timeout_of_all_others_holds_for_calls_without_a_source_too(upstream, source):
+    _, kit = make_app(source_defaults=Source(timeout=0.1), sources={"own": Source(timeout=0.2)})
+    async with kit.open():
+        for name, seconds in ((source, 0.1), ("own", 0.2)):
+            with pytest.raises(UpstreamTimeout, match=f"within {seconds} s"):
+                await kit.outbound.get(f"{upstream.url}/hang", source=name)
+
+
+async def test_a_call_without_a_source_is_known_by_its_host_and_shows_no_secret(upstream):
+    app, _ = make_app()
+    held = []
+
+    @app.get("/secret")
+    async def call(outbound: Outbound) -> None:
+        host = upstream.url.removeprefix("http://")
+        calling = asyncio.ensure_future(outbound.get(f"http://me:secret@{host}/hang?key=token"))
+        await eventually(lambda: upstream.calls["/hang"])
+        held.extend(lease.name for lease in current_scope().leases)
+        calling.cancel()
+
+    async with running(app) as (session, _):
+        await ask(session, "/secret")
+    assert held == [upstream.url]
 
 
 async def test_the_trace_travels_on(upstream):

@@ -233,7 +233,7 @@ class Cache:
 
     async def _fetch_in_background(self, request: OutboundRequest, key: Identity, entry: Entry) -> None:
         # Where it fails nobody lacks an answer; whoever comes next asks again.
-        with borrow("upstream", request.source or request.url), spend("upstream"), suppress(OutboundError):
+        with borrow("upstream", request.upstream), spend("upstream"), suppress(OutboundError):
             await self._fetch(request, key, entry)
 
 

@@ -43,6 +43,7 @@ class Client:
         max_body: The largest body of an answer, in bytes after decompression; 1 or more.
         sources: What is said of sources, by name: of their URLs and timeouts. The rest is for the transport
             (:class:`freeloop.outbound.layers.Stacks`).
+        default: What is said of all others, and of calls without one: of their timeout.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class Client:
         timeout: float = 10.0,
         max_body: int = 10 * 2**20,
         sources: Mapping[str, Source] | None = None,
+        default: Source = _UNSAID,
     ) -> None:
+        if default.url:
+            raise ValueError("default is said of several sources, and has no url")
         if max_body < 1:
             raise ValueError(f"max_body is 1 byte or more, not {max_body}")
         self.timeout = _positive(timeout)
         self.max_body = max_body
         self._transport = transport
         self._sources = dict(sources or {})
+        self._default = default
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,7 +132,7 @@ class Client:
             ValueError: The call itself is not sendable.
         """
         request = self._build(method, url, **options)
-        with borrow("upstream", request.source or request.url), spend("upstream"):
+        with borrow("upstream", request.upstream), spend("upstream"):
             return await self._transport.send(request)
 
     @asynccontextmanager
@@ -203,7 +208,7 @@ class Client:
         connect_timeout: float | None = None,
         stream: bool = False,
     ) -> OutboundRequest:
-        said = _UNSAID if source is None else self._sources.get(source, _UNSAID)
+        said = self._default if source is None else self._sources.get(source, self._default)
         if said.url:
             url = locate(url, said.url)
         if params:

@@ -22,8 +22,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from freeloop.errors import UpstreamTimeout, UpstreamUnreachable, duplicate
 from freeloop.outbound.identity import SAFE, Identity, identify
 from freeloop.outbound.response import Response
-from freeloop.outbound.sources import origin_of
-from freeloop.outbound.transport import OutboundRequest, Transport
+from freeloop.outbound.transport import OutboundRequest, Transport, origin_of
 
 S = TypeVar("S")
 _Key: TypeAlias = tuple[int, Identity]

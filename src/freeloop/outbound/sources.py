@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
@@ -41,7 +40,7 @@ class Sources(Generic[T]):
 
     def of(self, request: OutboundRequest) -> T:
         """Return the policy of the source that ``request`` calls."""
-        name = request.source or origin_of(request.url)
+        name = request.upstream
         if name == self._name:  # nearly always: a source that has a name has layers of its own
             return self._latest
         if name in self._kept:
@@ -66,11 +65,3 @@ class Sources(Generic[T]):
                     del self._kept[old]
                     break
         self._kept[name] = self._make(name)
-
-
-@lru_cache(maxsize=1000)
-def origin_of(url: str) -> str:
-    """Return scheme, host and port of a URL, without credentials; each layer asks, so the answer is kept."""
-    scheme, _, rest = url.partition("://")
-    authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
-    return f"{scheme}://{authority.rpartition('@')[2]}".lower()

@@ -171,7 +171,7 @@ async def open_stream(
         idle_timeout: Seconds that any part of the body may take to come, over 0.
         until: As of :class:`StreamedResponse`.
     """
-    lease = borrow("upstream", request.source or request.url)
+    lease = borrow("upstream", request.upstream)
     try:
         with spend("upstream"):
             response = await transport.send(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -74,6 +75,11 @@ class OutboundRequest:
         return copy
 
     @property
+    def upstream(self) -> str:
+        """Whom it calls: the source, or ``https://host:port`` where it has none."""
+        return self.source or origin_of(self.url)
+
+    @property
     def name(self) -> str:
         """How errors and logs call it: source, method and URL, without credentials and query values."""
         call = f"{self.method} {redact_url(self.url)}"
@@ -110,6 +116,14 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Give back every connection; bounded, and without effect the second time."""
         ...
+
+
+@lru_cache(maxsize=1000)
+def origin_of(url: str) -> str:
+    """Return scheme, host and port of a URL, without credentials; each layer asks, so the answer is kept."""
+    scheme, _, rest = url.partition("://")
+    authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
+    return f"{scheme}://{authority.rpartition('@')[2]}".lower()
 
 
 def redact_url(url: str) -> str:

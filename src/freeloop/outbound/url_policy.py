@@ -17,8 +17,7 @@ from typing import Any, Final
 from freeloop.errors import UrlRefused
 from freeloop.outbound.addresses import is_public
 from freeloop.outbound.response import Response
-from freeloop.outbound.sources import origin_of
-from freeloop.outbound.transport import OutboundRequest, Transport
+from freeloop.outbound.transport import OutboundRequest, Transport, origin_of
 from freeloop.outbound.urls import parse_url
 
 # Where parsers differ, an attacker has one read what the other does not see.
