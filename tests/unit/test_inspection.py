@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import freeloop.inspection.client
 from freeloop.errors import InspectionFailed
 from freeloop.inspection import ask, find_processes, open_socket
 from freeloop.inspection.folder import list_sockets, path_of
@@ -279,6 +280,26 @@ async def test_the_socket_of_a_dead_process_is_removed_and_a_file_that_is_none_s
         return found, sorted(path.name for path in folder.iterdir())
 
     assert await asyncio.to_thread(look) == ([], ["notes.sock"])
+
+
+async def test_a_place_that_is_taken_while_somebody_looks_is_kept(folder, monkeypatch):
+    path = path_of(folder, 12345)
+    with socket.socket(socket.AF_UNIX) as alive:
+
+        def take(*_, **__):
+            path.unlink()
+            alive.bind(str(path))
+            alive.listen(1)
+            raise ConnectionRefusedError  # as the dead one did, a moment before
+
+        def look():
+            make_dead(path)
+            with monkeypatch.context() as patch:
+                patch.setattr(freeloop.inspection.client, "ask", take)
+                find_processes(folder)
+            return path.is_socket(), sorted(each.name for each in folder.iterdir())
+
+        assert await asyncio.to_thread(look) == (True, [path.name])
 
 
 async def test_the_place_of_a_dead_process_with_the_same_number_is_taken(folder):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,11 +78,28 @@ def find_processes(folder: Path) -> list[Process]:
             found.append(Process(path=path, **about))
         except ConnectionRefusedError:
             # Nobody listens, and it was put there by somebody who did.
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it has gone meanwhile
+                _remove(path)
         except (OSError, InspectionFailed, TypeError, StopIteration):
             # It ends just now, is stopped, or something in it holds the GIL.
             found.append(Process(path=path, pid=int(path.stem.partition("-")[0]), silent=True))
     return found
+
+
+def _remove(path: Path) -> None:
+    """Remove the socket of a dead process, and not that of a new one which has just taken its place."""
+    aside = path.with_suffix(f".{threading.get_native_id()}")
+    path.rename(aside)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_ABOUT_TIMEOUT)
+        try:
+            connection.connect(str(aside))
+        except ConnectionRefusedError:
+            aside.unlink()
+            return
+        except OSError:  # it listens, and is busy
+            pass
+    aside.rename(path)
 
 
 def ask(path: Path, question: str, *, timeout: float = 30.0, **details: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401

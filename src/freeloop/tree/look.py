@@ -63,7 +63,10 @@ class Tree:
     def answer(self, question: Mapping[str, Any]) -> Iterator[bytes]:
         """Answer a question that came by the socket of :mod:`freeloop.inspection`."""
         del question
-        yield from self.look().lines()
+        with self._looking, _without_collection():
+            # Rendered at once: a snapshot is many objects, and the collector would look through all of them.
+            lines = list(self._look(_PATIENCE).lines())
+        yield from lines
 
     def _sweep(self) -> None:
         sweep = self._sightings.sweep(asyncio.all_tasks(self._loop), time.monotonic())
