@@ -1,7 +1,7 @@
 """python -m bench.tables: how the change log and the table of tasks behave as they grow.
 
 Writes bench/results/tables.json, which docs/internet-scale.md shows. Both are filled by plain SQL: what is
-measured is how long a page of them takes, and their size.
+measured is how long a page of them takes, their size, and what it costs to delete old tasks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from freeloop.database.migrations import migrate
 from freeloop.service.app import MIGRATIONS
 from freeloop.service.items.changelog import Cursor, read_log
 from freeloop.tasks import store
+from freeloop.tasks.ids import oldest_id
 from freeloop.tasks.schema import TASKS, TASKS_SCHEMA
 from freeloop.testing.own_server import OwnServer
 
 STEPS = (10_000, 100_000, 1_000_000)
 _BATCH = 1_000  # rows a transaction, so that stamps differ as they do in a service
 _READS = 50
+_DELETED = 10 * _BATCH  # tasks, in batches as retention deletes them
 _ITEMS = """
     insert into items (name, price, tags)
     select 'Spanner ' || n, 4.5 + n % 1000 * 0.25, array['tool'] from generate_series(1, $1) as n
@@ -55,9 +57,9 @@ async def measure(address: Address, steps: Sequence[int]) -> list[dict[str, Any]
 
 
 async def _step(database: Database, rows: int, before: int) -> dict[str, Any]:
-    for first in range(before, rows, _BATCH):
+    for _ in range(before, rows, _BATCH):
         await database.execute(_ITEMS, _BATCH)
-        await database.execute(_TASKS, _BATCH, first)
+    await _write(database, before, rows)
     await database.execute("vacuum analyze")
     middle = await database.fetch_row(
         "select stamp::text::bigint, id from item_changes order by stamp, id offset $1 limit 1", rows // 2
@@ -70,9 +72,27 @@ async def _step(database: Database, rows: int, before: int) -> dict[str, Any]:
         "task_page_ms": await _time(lambda: store.list_page(database, limit=50)),
         "log_bytes": await _bytes(database, "item_changes", rows),
         "task_bytes": await _bytes(database, "freeloop.tasks", rows),
+        "task_deleted_us": await _delete(database, min(rows, _DELETED)),
     }
     print(found, file=sys.stderr, flush=True)
     return found
+
+
+async def _write(database: Database, first: int, last: int) -> None:
+    for number in range(first, last, _BATCH):
+        await database.execute(_TASKS, _BATCH, number)
+
+
+async def _delete(database: Database, count: int) -> float:
+    """Delete the oldest tasks as retention does, and write as many new ones; return the µs of a deletion."""
+    started = time.perf_counter()
+    for _ in range(0, count, _BATCH):
+        async with database.transaction() as transaction:
+            deleted = await store.prune(transaction, oldest_id(time.time()), 0.0, limit=_BATCH)
+            assert deleted == _BATCH, f"expected to delete {_BATCH} tasks, deleted {deleted}"
+    taken = time.perf_counter() - started
+    await _write(database, 0, count)
+    return taken / count * 1e6
 
 
 async def _time(read: Callable[[], Awaitable[object]]) -> float:

@@ -26,12 +26,12 @@ _BUSY: Final = 0.5  # the share of a core that is planned for: what is above is 
 def write(folder: Path = DOCS) -> list[str]:
     """Write the numbers into the pages; return the pages that have changed."""
     changed = []
-    for path in sorted(folder.glob("*.md")):
+    for path in sorted(folder.rglob("*.md")):
         text = path.read_text("utf-8")
         new = fill(text)
         if new != text:
             path.write_text(new, "utf-8")
-            changed.append(f"docs/{path.name}")
+            changed.append(f"docs/{path.relative_to(folder).as_posix()}")
     return changed
 
 
@@ -131,10 +131,14 @@ def show_tables() -> str:
     result = _read("tables")
     rows = [
         [f"{each['rows']:,}", f"{each['log_page_ms']:.2f} ms", f"{each['log_bytes']:,.0f}",
-         f"{each['task_page_ms']:.2f} ms", f"{each['task_bytes']:,.0f}"]
+         f"{each['task_page_ms']:.2f} ms", f"{each['task_bytes']:,.0f}",
+         f"{each['task_deleted_us']:.1f} µs"]
         for each in result["steps"]
     ]  # fmt: skip
-    header = ["Rows", "A page of the change log", "Bytes a row", "A page of the tasks", "Bytes a row"]
+    header = [
+        "Rows", "A page of the change log", "Bytes a row", "A page of the tasks", "Bytes a row",
+        "A task deleted",
+    ]  # fmt: skip
     return table(header, rows) + f"\n\nMeasured {result['date']} by `python -m bench.tables`, PostgreSQL 18."
 
 

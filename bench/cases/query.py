@@ -1,4 +1,4 @@
-"""One query after the other without HTTP: what ``Database.fetch`` adds to asyncpg."""
+"""One query after the other without HTTP: what ``Database.fetch`` adds to asyncpg, and what JSON costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench.cases import Run
 from bench.machine import SERVER_CORE, on_core
@@ -25,28 +25,34 @@ _NAMES = {
     "lasting pool": "asyncpg's pool, no reset",
     "connection": "an asyncpg connection",
 }
+# Likewise, for JSON.
+_JSON = {
+    "PostgreSQL": "`Database.fetch_json`: PostgreSQL makes it",
+    "orjson": "rows through orjson",
+    "Pydantic": "rows through a Pydantic model",
+}
+_SIZES = (20, 200)
 _ITEMS = 2_000
 _TARGET = 1.1  # times the duration with bare asyncpg, at most
 
 
+Taken: TypeAlias = dict[str, list[tuple[float, float]]]
+"""As of bench.peers.query_loop."""
+
+
 def measure(run: Run) -> dict[str, Any]:
     slices, count = (2, 100) if run.short else (40, 500)
-    rounds = []
+    taken = []
     with open_shop(run.data_dir, _ITEMS) as shop:
         for number in range(run.rounds):
             run.say(f"round {number + 1} of {run.rounds}: {', '.join(_NAMES.values())} in turn")
-            rounds.append(_run_loop(shop, slices, count))
+            taken.append(_run_loop(shop, slices, count))
+    rounds = [each["rows"] for each in taken]
     return {
         "slices": slices,
         "count": count,
         "rounds": len(rounds),
-        "peers": {
-            name: {
-                key: summarize([statistics.median(one[place] for one in each[way]) * 1e6 for each in rounds])
-                for place, key in enumerate(("wall", "cpu"))
-            }
-            for way, name in _NAMES.items()
-        },
+        "peers": {name: _summarize(rounds, way) for way, name in _NAMES.items()},
         "ratios": {
             name: {
                 key: summarize(
@@ -63,10 +69,22 @@ def measure(run: Run) -> dict[str, Any]:
             for way, name in _NAMES.items()
             if way != "ours"
         },
+        "json": {
+            str(rows): {way: _summarize([each[f"JSON of {rows}"] for each in taken], way) for way in _JSON}
+            for rows in _SIZES
+        },
     }
 
 
-def _run_loop(shop: Shop, slices: int, count: int) -> dict[str, list[tuple[float, float]]]:
+def _summarize(rounds: list[Taken], way: str) -> dict[str, dict[str, float]]:
+    """Return the microseconds of a query, and those of CPU time."""
+    return {
+        key: summarize([statistics.median(one[place] for one in each[way]) * 1e6 for each in rounds])
+        for place, key in enumerate(("wall", "cpu"))
+    }
+
+
+def _run_loop(shop: Shop, slices: int, count: int) -> dict[str, Taken]:
     with on_core(SERVER_CORE):
         done = subprocess.run(
             [sys.executable, "-m", "bench.peers.query_loop", str(slices), str(count)],
@@ -76,7 +94,7 @@ def _run_loop(shop: Shop, slices: int, count: int) -> dict[str, list[tuple[float
             timeout=300,
             check=True,
         )
-    taken: dict[str, list[tuple[float, float]]] = json.loads(done.stdout)
+    taken: dict[str, Taken] = json.loads(done.stdout)
     return taken
 
 
@@ -103,8 +121,22 @@ def document(result: dict[str, Any]) -> str:
             "![Duration and CPU time of one query](images/bench-query.svg)",
             table(header, rows),
             "\n".join(_verdict(name, each["wall"]) for name, each in ratios.items()),
+            *_document_json(result["json"]),
         ]
     )
+
+
+def _document_json(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [said, *(spread(result[str(size)][way][key], 0) for size in _SIZES for key in ("wall", "cpu"))]
+        for way, said in _JSON.items()
+    ]
+    header = ["", *(f"{what}, {size} rows" for size in _SIZES for what in ("µs", "CPU, µs"))]
+    introduction = (
+        "The same page as JSON, the three ways there are to make it. The CPU time is that of the process; "
+        "what PostgreSQL takes is in the duration only."
+    )
+    return [introduction, table(header, rows)]
 
 
 def _verdict(name: str, ratio: dict[str, float]) -> str:

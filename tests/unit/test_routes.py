@@ -182,7 +182,7 @@ def call(app, method, path, root):
     return sent
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_the_table_finds_the_route_that_the_app_picks(data):
     found = []
@@ -210,7 +210,7 @@ def test_the_table_finds_the_route_that_the_app_picks(data):
             event("none")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     routes=st.lists(
         st.tuples(
