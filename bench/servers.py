@@ -87,6 +87,11 @@ class Running:
         """Return the proportional set size in bytes: what is shared counts by its share."""
         return read_memory(self.process.pid)
 
+    def peak_memory(self) -> int:
+        """Return the largest resident set size so far in bytes, with what is shared."""
+        status = (self._proc / "status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
     def wait_still(self, *, timeout: float = 15.0) -> None:
         """Wait until the server has used no CPU time for 50 ms: queued work and logs are done."""
         is_still = stillness(self)

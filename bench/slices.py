@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.load_closed import Callers
-from bench.report import summarize
+from bench.report import spread, summarize, table
 from bench.servers import Running
 
 HELD_UP = 0.05  # of the time: a server that is kept from its core so long is slower than it is by itself
@@ -24,6 +24,7 @@ class Slice:
         seconds: From the first request to the last answer.
         cpu: Seconds of CPU time of the server's process, until it was idle again.
         held_up: Seconds in which the server could have run, but something else had its core.
+        peak: Bytes of memory that the server had at most so far, what it shares with others included.
     """
 
     count: int
@@ -31,6 +32,7 @@ class Slice:
     seconds: float
     cpu: float
     held_up: float
+    peak: int
 
     @property
     def rate(self) -> float:
@@ -65,6 +67,7 @@ def load(
             answers.seconds,
             server.cpu_clock() - before,
             server.held_up() - held_up,
+            server.peak_memory(),
         )
 
 
@@ -88,6 +91,7 @@ def list_numbers(done: Sequence[Slice]) -> dict[str, Any]:
         "cpu": [each.cpu_us for each in done],
         "busy": [each.cpu / each.seconds for each in done],
         "held_up": [each.held_up / each.seconds for each in done],
+        "peak_mb": max(each.peak for each in done) / 1e6,
         "refused": sum(each.failed for each in done) / sum(each.count for each in done),
     }
 
@@ -98,8 +102,27 @@ def summarize_rounds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "rounds": len(rounds),
         "refused": max(each["refused"] for each in rounds),
+        "peak_mb": summarize([each["peak_mb"] for each in rounds]),
         **{key: summarize([statistics.median(each[key]) for each in rounds]) for key in medians},
     }
+
+
+def tabulate(peers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of what :func:`summarize_rounds` has made of each."""
+    return table(
+        ["", "answers/s", "CPU, µs an answer", "its core busy", "refused", "memory at most, MB"],
+        [
+            [
+                name,
+                spread(peer["rate"], 0),
+                spread(peer["cpu"], 0),
+                f"{peer['busy']['median']:.0%}",
+                f"{peer['refused']:.1%}",
+                f"{peer['peak_mb']['median']:.0f}",
+            ]
+            for name, peer in peers.items()
+        ],
+    )
 
 
 def pair(

@@ -13,9 +13,17 @@ from typing import Any
 
 from bench.cases import Run, rotate
 from bench.layers import measure_layers
-from bench.report import compare, judge_least, say_rounds, spread, table
+from bench.report import compare, judge_least, say_rounds, spread
 from bench.servers import OUR_LISTENING, OURS, Peer, Running, run_uvicorn, start
-from bench.slices import list_numbers, load, load_in_turn, pair, summarize_rounds, warn_of_others
+from bench.slices import (
+    list_numbers,
+    load,
+    load_in_turn,
+    pair,
+    summarize_rounds,
+    tabulate,
+    warn_of_others,
+)
 from bench.upstream import POSTS, open_upstream
 
 TITLE = "Calls to an external API"
@@ -119,7 +127,8 @@ def document(result: dict[str, Any]) -> str:
     )
     parts = [introduction, "![Answers a second of the peers](images/bench-fetch.svg)"]
     for callers in map(str, CALLERS):
-        parts += [f"{callers} callers on keep-alive connections:", _tabulate(peers, callers)]
+        asked = {name: peer[callers] for name, peer in peers.items() if callers in peer}
+        parts += [f"{callers} callers on keep-alive connections:", tabulate(asked)]
     if TUTORIAL.name in peers:
         each = CALLERS[1] / peers[TUTORIAL.name][str(CALLERS[0])]["rate"]["median"]
         parts.append(
@@ -127,23 +136,6 @@ def document(result: dict[str, Any]) -> str:
         )
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return "\n\n".join([*parts, _verdicts(result), f"With {versions}."])
-
-
-def _tabulate(peers: Mapping[str, Any], callers: str) -> str:
-    return table(
-        ["", "answers/s", "CPU, µs an answer", "its core busy", "failed or refused"],
-        [
-            [
-                name,
-                spread(peer[callers]["rate"], 0),
-                spread(peer[callers]["cpu"], 0),
-                f"{peer[callers]['busy']['median']:.0%}",
-                f"{peer[callers]['refused']:.1%}",
-            ]
-            for name, peer in peers.items()
-            if callers in peer
-        ],
-    )
 
 
 def _verdicts(result: dict[str, Any]) -> str:

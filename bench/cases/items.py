@@ -15,9 +15,17 @@ from typing import Any
 
 from bench.cases import Run, rotate
 from bench.postgresql import Shop, find_pgbench, open_shop
-from bench.report import compare, judge_least, say_rounds, spread, summarize, table
+from bench.report import compare, judge_least, say_rounds, spread, summarize
 from bench.servers import OURS, Peer, Running, run_uvicorn, start
-from bench.slices import list_numbers, load, load_in_turn, pair, summarize_rounds, warn_of_others
+from bench.slices import (
+    list_numbers,
+    load,
+    load_in_turn,
+    pair,
+    summarize_rounds,
+    tabulate,
+    warn_of_others,
+)
 
 TITLE = "Pages of items"
 CALLERS, ROWS, CONNECTIONS = 64, 20, 10
@@ -144,19 +152,7 @@ def document(result: dict[str, Any]) -> str:
     for kind, words in (("distinct", "Each caller another page"), ("identical", "All callers the same page")):
         parts += [
             f"{words}:",
-            table(
-                ["", "answers/s", "CPU, µs an answer", "its core busy", "refused"],
-                [
-                    [
-                        name,
-                        spread(peer[kind]["rate"], 0),
-                        spread(peer[kind]["cpu"], 0),
-                        f"{peer[kind]['busy']['median']:.0%}",
-                        f"{peer[kind]['refused']:.1%}",
-                    ]
-                    for name, peer in peers.items()
-                ],
-            ),
+            tabulate({name: peer[kind] for name, peer in peers.items()}),
         ]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return "\n\n".join([*parts, _describe_limit(result), _verdicts(result), f"With {versions}."])

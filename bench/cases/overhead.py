@@ -134,6 +134,7 @@ def _measure_cpu(peers: Sequence[Peer], sizes: Sizes) -> tuple[dict[str, dict[st
             "paced": slow["cpu"],
             "speed": fast["rate"],
             "held_up": fast["held_up"],
+            "peak_mb": slow["peak_mb"],
             "failed": sum(each.failed for each in (*full[name], *paced[name])),
         }
     return measured, rate
@@ -164,6 +165,7 @@ def _summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             for key in ("full", "paced", "speed", "held_up")
         },
         "memory": summarize(memory) if memory else None,
+        "peak_mb": summarize([each["peak_mb"] for each in rounds]),
     }
 
 
@@ -207,11 +209,14 @@ def document(result: dict[str, Any]) -> str:
             introduction,
             "![CPU time and memory under uvicorn and under freeloop run](images/bench-overhead.svg)",
             table(
-                ["", "failed", "CPU, µs at full speed", "CPU, µs at half", "KB waiting", "requests/s"],
+                [
+                    *("", "failed", "CPU, µs at full speed", "CPU, µs at half", "KB waiting", "requests/s"),
+                    "memory at most, MB",
+                ],
                 [
                     [_mark(name), f"{peer['failed']:,}"]
                     + [_cell(peer[key], digits) for key, _, digits, _, _ in _COLUMNS]
-                    + [_cell(peer["speed"], 0)]
+                    + [_cell(peer["speed"], 0), _cell(peer["peak_mb"], 0)]
                     for name, peer in peers.items()
                 ],
             ),

@@ -24,7 +24,7 @@ from bench.redis import open_redis
 from bench.report import compare, judge, judge_least, percentile, say_rounds, spread, summarize, table
 from bench.servers import OUR_LISTENING, ROOT, Peer, run_freeloop, run_uvicorn, start
 from bench.servers import OURS as SERVICE
-from bench.slices import list_numbers, load, summarize_rounds, warn_of_others
+from bench.slices import list_numbers, load, summarize_rounds, tabulate, warn_of_others
 
 TITLE = "Durable tasks"
 CALLERS, BATCH = 64, 500
@@ -176,17 +176,13 @@ def document(result: dict[str, Any]) -> str:
         ]
         for name, peer in result["peers"].items()
     ]
-    answers = [
-        [name, spread(each["rate"], 0), spread(each["cpu"], 0), f"{each['refused']:.1%}"]
-        for name, each in result["answers"].items()
-    ]
     return "\n\n".join(
         [
             introduction,
             "![Executions a second, and how soon they begin](images/bench-tasks.svg)",
             table(header, rows),
             f"202 by {result['callers']} callers: a row and a task in one transaction, or a task by itself:",
-            table(["", "answers/s", "CPU, µs an answer", "refused"], answers),
+            tabulate(result["answers"]),
             _verdicts(result),
             "With " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()) + ".",
         ]

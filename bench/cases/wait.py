@@ -58,6 +58,7 @@ def _measure_latency(server: Running, path: str, count: int) -> dict[str, Any]:
         burst.collect()
         server.wait_still()  # the access log is part of the work, also where it is written later
         cpu = server.cpu_seconds() - before
+    peak = server.peak_memory()
     lines = server.log.read_text(errors="replace").splitlines()
     server.wait_still()  # it has seen the connections close
 
@@ -71,6 +72,7 @@ def _measure_latency(server: Running, path: str, count: int) -> dict[str, Any]:
         "quantiles": [percentile(burst.latencies, share) for share in range(101)] if burst.latencies else [],
         "cpu_us": cpu / count * 1e6,
         "logged": sum(_PATH in line for line in lines) - _WARM_UP,
+        "peak_mb": peak / 1e6,
         "connecting": {"failures": dict(connecting.failures), **_describe_latencies(connecting)},
     }
 
@@ -113,7 +115,7 @@ def _summarize_rounds(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "failures": {reason: count for each in rounds for reason, count in each["failures"].items()},
         "logged": min(each["logged"] for each in rounds),
         "connecting_failed": max(each["connecting"]["failed"] for each in rounds),
-        **{key: over(key) for key in ("p50", "p99", "slowest", "memory_kb", "idle_mb", "cpu_us")},
+        **{key: over(key) for key in ("p50", "p99", "slowest", "memory_kb", "idle_mb", "peak_mb", "cpu_us")},
         "connecting_p50": over("connecting", "p50"),
         "connecting_p99": over("connecting", "p99"),
         "quantiles": [
@@ -128,6 +130,7 @@ _MEASURES = (  # key, words, unit, digits
     ("slowest", "slowest answer", "s", 2),
     ("memory_kb", "memory per waiting request", "KB", 1),
     ("cpu_us", "CPU time per request", "µs", 0),
+    ("peak_mb", "memory of the process at most", "MB", 0),
 )
 
 
@@ -145,7 +148,10 @@ def document(result: dict[str, Any]) -> str:
     parts += [
         "![Latency, memory and CPU time of the peers](images/bench-wait.svg)",
         table(
-            ["", "requests", "failed", "p50, s", "p99, s", "slowest, s", "KB a request", "CPU, µs a request"],
+            [
+                *("", "requests", "failed", "p50, s", "p99, s", "slowest, s", "KB a request"),
+                *("CPU, µs a request", "memory at most, MB"),
+            ],
             [
                 [name, f"{peer['count']:,}", f"{peer['failed']:,}"]
                 + [_cell(peer[key], digits) for key, _, _, digits in _MEASURES]

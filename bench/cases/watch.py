@@ -82,6 +82,7 @@ def measure(run: Run) -> dict[str, Any]:
                 )
                 if _find_base(name) in rounds
                 else None,
+                "peak_mb": summarize([each["peak_mb"] for each in measured]),
                 "found": len(verdicts[name].found),
                 "named": len(verdicts[name].named),
                 "missed": sorted({*ways} - {*verdicts[name].found}),
@@ -174,6 +175,7 @@ def document(result: dict[str, Any]) -> str:
             f"{peer['found']} of {ways}",
             f"{peer['named']} of {ways}",
             f"{len(peer['false'])} of {innocent}",
+            f"{peer['peak_mb']['median']:.0f}",
         ]
         for name, peer in peers.items()
     ]
@@ -184,6 +186,7 @@ def document(result: dict[str, Any]) -> str:
         "blocks found",
         "line named",
         "false alarms",
+        "memory at most, MB",
     ]
     return "\n\n".join(
         [
