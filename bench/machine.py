@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,6 +32,18 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def read_version(*command: str) -> str | None:
+    """Return the first number with a point in what a program says; None where there is none of either."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=10, check=False
+        )
+    except OSError:
+        return None
+    found = re.search(r"\d+(?:\.\d+)+", done.stdout)
+    return found[0] if found else None
 
 
 def can_pin() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 
+from bench.machine import read_version
 from freeloop.database.address import Address
 from freeloop.database.embedded import EmbeddedServer
 from freeloop.database.embedded.binaries import find_binaries
@@ -93,3 +94,11 @@ def find_pgbench() -> str | None:
     """Return PostgreSQL's own load generator; None where there is none."""
     shipped = find_binaries() / "pgbench"
     return str(shipped) if shipped.is_file() else shutil.which("pgbench")
+
+
+def find_versions(*, pgbench: bool = False) -> dict[str, str | None]:
+    """Return the version of the embedded PostgreSQL, and with ``pgbench`` that of its load generator."""
+    versions = {"PostgreSQL": read_version(str(find_binaries() / "postgres"), "--version")}
+    if pgbench and (command := find_pgbench()) is not None:
+        versions["pgbench"] = read_version(command, "--version")
+    return versions

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from bench.machine import read_version
 from bench.servers import end, wait_until
+
+_SERVER = "redis-server"
 
 
 @contextmanager
@@ -19,7 +22,7 @@ def open_redis(folder: Path) -> Iterator[str | None]:
     Returns:
         Its URL; None where there is no Redis.
     """
-    command = shutil.which("redis-server")
+    command = shutil.which(_SERVER)
     if command is None:
         yield None
         return
@@ -41,3 +44,8 @@ def open_redis(folder: Path) -> Iterator[str | None]:
 def _answers(path: Path) -> bool:
     with closing(socket.socket(socket.AF_UNIX)) as trial:
         return path.exists() and trial.connect_ex(str(path)) == 0
+
+
+def find_version() -> str | None:
+    """Return the version of Redis; None where there is none."""
+    return read_version(_SERVER, "--version")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,67 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def compare(
     summaries: dict[str, dict[str, float]], ours: str, what: str, unit: str, digits: int
 ) -> list[str]:
-    """Say in words, for a measure where less is better, who is ahead of ours and who is behind.
+    """Say in a sentence, for a measure where less is better, who is ahead of ours and who is behind.
 
-    A difference counts where the rounds of the two do not overlap; otherwise it is called none.
+    A difference counts where the rounds of the two do not overlap and the digits that are shown differ;
+    otherwise the two are level.
+
+    Returns:
+        The sentence; nothing where there is nobody beside ours.
     """
+    said = _rank(summaries, ours, digits, lambda one, other: one["high"] < other["low"])
+    return [f"{what}, in {unit}: {said}."] if said else []
+
+
+def compare_most(summaries: dict[str, dict[str, float]], ours: str, what: str, digits: int = 0) -> list[str]:
+    """Say the same as :func:`compare` for a measure where more is better, such as answers a second."""
+    said = _rank(summaries, ours, digits, lambda one, other: one["low"] > other["high"])
+    return [f"{what}: {said}."] if said else []
+
+
+def _rank(
+    summaries: dict[str, dict[str, float]],
+    ours: str,
+    digits: int,
+    is_better: Callable[[dict[str, float], dict[str, float]], bool],
+) -> str:
+    shown = {name: f"{each['median']:,.{digits}f}" for name, each in summaries.items()}
     mine = summaries[ours]
-    verdicts = []
+    ahead, behind, alike = [], [], []
     for name, other in summaries.items():
         if name == ours:
             continue
-        shown = [f"{each['median']:,.{digits}f}" for each in (mine, other)]
-        if shown[0] == shown[1]:
-            verdict = f"{ours} and {name} do not differ"
-        elif other["high"] < mine["low"]:
-            verdict = f"**{name} is ahead**"
-        elif other["low"] > mine["high"]:
-            verdict = f"{ours} is ahead of {name}"
+        differ = shown[name] != shown[ours]
+        if differ and is_better(other, mine):
+            group = ahead
+        elif differ and is_better(mine, other):
+            group = behind
         else:
-            verdict = f"{ours} and {name} do not differ by more than the spread"
-        verdicts.append(f"{what}: {verdict} ({shown[0]} against {shown[1]} {unit}).")
-    return verdicts
+            group = alike
+        group.append(f"{name} ({shown[name]})")
+    sides = []
+    if behind:
+        sides.append(f"{ours} ({shown[ours]}) is ahead of {_join(behind)}")
+    if ahead:
+        than = "it" if sides else f"{ours} ({shown[ours]})"
+        sides.append(f"**{_join(ahead)} {'is' if len(ahead) == 1 else 'are'} ahead** of {than}")
+    if alike:
+        than = "it" if sides else f"{ours} ({shown[ours]})"
+        sides.append(f"{_join(alike)} {'is' if len(alike) == 1 else 'are'} level with {than}")
+    return "; ".join(sides)
+
+
+def _join(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def name_versions(result: Mapping[str, Any]) -> list[str]:
+    """Return a paragraph with the versions of what a case used beside the machine's packages.
+
+    Nothing where the result has none: those of before had not.
+    """
+    versions = [f"{name} {number}" for name, number in result.get("versions", {}).items() if number]
+    return [f"With {', '.join(versions)}."] if versions else []
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
@@ -70,15 +111,25 @@ def describe_machine(machine: dict[str, Any]) -> str:
     )
 
 
+def has_block(page: Path, case: str) -> bool:
+    """Say whether a page has the markers of ``case``, in their order."""
+    begin, end = _mark(case)
+    return page.exists() and end in page.read_text("utf-8").partition(begin)[2]
+
+
 def replace_block(page: Path, case: str, text: str) -> bool:
     """Put ``text`` between the markers of ``case``; say whether the page has them."""
-    begin, end = f"<!-- bench:{case} -->", f"<!-- /bench:{case} -->"
-    if not page.exists() or begin not in (content := page.read_text("utf-8")) or end not in content:
+    if not has_block(page, case):
         return False
-    before, _, rest = content.partition(begin)
+    begin, end = _mark(case)
+    before, _, rest = page.read_text("utf-8").partition(begin)
     _, _, after = rest.partition(end)
     page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", "utf-8")
     return True
+
+
+def _mark(case: str) -> tuple[str, str]:
+    return f"<!-- bench:{case} -->", f"<!-- /bench:{case} -->"
 
 
 def judge(measured: dict[str, float], target: float) -> str:

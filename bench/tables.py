@@ -1,7 +1,8 @@
 """python -m bench.tables: how the change log and the table of tasks behave as they grow.
 
 Writes bench/results/tables.json, which docs/internet-scale.md shows. Both are filled by plain SQL: what is
-measured is how long a page of them takes, their size, and what it costs to delete old tasks.
+measured is how long a page of them takes, their size, and what it costs to delete old tasks: one by one as
+the service does, and as a partition, which it has not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bench.machine import describe
+from bench.postgresql import find_versions
 from bench.servers import ROOT
 from freeloop.database import Address, Database
 from freeloop.database.migrations import migrate
@@ -31,6 +33,7 @@ STEPS = (10_000, 100_000, 1_000_000)
 _BATCH = 1_000  # rows a transaction, so that stamps differ as they do in a service
 _READS = 50
 _DELETED = 10 * _BATCH  # tasks, in batches as retention deletes them
+_DROPS = 3
 _ITEMS = """
     insert into items (name, price, tags)
     select 'Spanner ' || n, 4.5 + n % 1000 * 0.25, array['tool'] from generate_series(1, $1) as n
@@ -46,6 +49,16 @@ _TASKS = """
         now(), now()
     from generate_series(1, $1) as n
 """
+
+
+# The unique key of the tasks cannot be one of the whole table: it would have to contain what the table is
+# partitioned by. So it is left out there; the partition has the indexes that a task costs today.
+_PARTITION = (
+    "create table tasks_by_time (like freeloop.tasks) partition by range (id)",
+    "create table old_tasks (like freeloop.tasks including all) with (fillfactor = 70)",
+    "insert into old_tasks select * from freeloop.tasks",
+    "alter table tasks_by_time attach partition old_tasks for values from (minvalue) to (maxvalue)",
+)
 
 
 async def measure(address: Address, steps: Sequence[int]) -> list[dict[str, Any]]:
@@ -73,6 +86,7 @@ async def _step(database: Database, rows: int, before: int) -> dict[str, Any]:
         "log_bytes": await _bytes(database, "item_changes", rows),
         "task_bytes": await _bytes(database, "freeloop.tasks", rows),
         "task_deleted_us": await _delete(database, min(rows, _DELETED)),
+        "partition_dropped_ms": await _drop(database),
     }
     print(found, file=sys.stderr, flush=True)
     return found
@@ -93,6 +107,19 @@ async def _delete(database: Database, count: int) -> float:
     taken = time.perf_counter() - started
     await _write(database, 0, count)
     return taken / count * 1e6
+
+
+async def _drop(database: Database) -> float:
+    """Drop all tasks as one partition of a table by time, indexes included; return the ms that it takes."""
+    times = []
+    for _ in range(_DROPS):
+        for statement in _PARTITION:
+            await database.execute(statement)
+        started = time.perf_counter()
+        await database.execute("drop table old_tasks")
+        times.append(time.perf_counter() - started)
+        await database.execute("drop table tasks_by_time")
+    return statistics.median(times) * 1000
 
 
 async def _time(read: Callable[[], Awaitable[object]]) -> float:
@@ -116,7 +143,12 @@ def main() -> None:
     with OwnServer() as server:
         steps = asyncio.run(measure(server.address, (1_000, 2_000) if short else STEPS))
     if not short:
-        result = {"machine": describe(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "steps": steps}
+        result = {
+            "machine": describe(),
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "versions": find_versions(),
+            "steps": steps,
+        }
         (ROOT / "bench" / "results" / "tables.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 

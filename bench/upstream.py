@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from bench.machine import read_version
 from bench.servers import end, wait_until
 
 POSTS = [
@@ -45,8 +46,7 @@ def open_upstream(folder: Path) -> Iterator[str]:
     Raises:
         RuntimeError: There is no nginx.
     """
-    path = os.environ.get("PATH", "") + ":/usr/sbin"
-    nginx = shutil.which("nginx", path=path)
+    nginx = _find_nginx()
     if nginx is None:
         raise RuntimeError("the case fetch needs nginx as its upstream: apt-get install nginx-light")
     port = _find_port()
@@ -63,6 +63,16 @@ def open_upstream(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/posts.json"
     finally:
         end(process)
+
+
+def find_version() -> str | None:
+    """Return the version of nginx; None where there is none."""
+    nginx = _find_nginx()
+    return None if nginx is None else read_version(nginx, "-v")
+
+
+def _find_nginx() -> str | None:
+    return shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
 
 
 def _find_port() -> int:

@@ -21,6 +21,10 @@ _BLOCK: Final = re.compile(r"(<!-- measured:([\w-]+) -->\n).*?(<!-- /measured:\2
 _CONNECTIONS: Final = 10  # of a process: the default of FREELOOP_DATABASE_POOL_SIZE
 _LISTENER: Final = 1
 _BUSY: Final = 0.5  # the share of a core that is planned for: what is above is for peaks
+_TIMES: Final = (1, 10, 100, 1_000)  # the load, of 100 reads and 50 tasks a second
+_BACKLOG: Final = 2_048  # the default of --backlog
+_ACQUIRE: Final = 2.0  # s: the default of FREELOOP_DATABASE_ACQUIRE_TIMEOUT
+_UNKNOWN: Final = "not measured yet"
 
 
 def write(folder: Path = DOCS) -> list[str]:
@@ -93,15 +97,25 @@ def show_overload() -> str:
     return table(["Ten times the load", "Answered in time, of what is possible", "Refused with 503"], rows)
 
 
+def _measure_process() -> tuple[float, float]:
+    """Return the µs of CPU of a read, and how many reads a second a process answers."""
+    micros = _median(_peer("items", "Freeloop")["distinct"], "cpu")
+    return micros, _BUSY * 1e6 / micros
+
+
+def _count_processes(times: int) -> tuple[int, int]:
+    """Return the reads a second of so many times the load, and how many processes they need."""
+    rate = 100 * times
+    return rate, max(1, -(-rate // int(_measure_process()[1])))
+
+
 def show_scale() -> str:
     """Return processes and connections for a load, from the measured CPU time of a read."""
-    micros = _median(_peer("items", "Freeloop")["distinct"], "cpu")
-    a_process = _BUSY * 1e6 / micros
+    micros, a_process = _measure_process()
     query = _read("items")["pgbench"]["median"]
     rows = []
-    for times in (1, 10, 100, 1000):
-        rate = 100 * times
-        processes = max(1, -(-rate // int(a_process)))
+    for times in _TIMES:
+        rate, processes = _count_processes(times)
         connections = processes * (_CONNECTIONS + _LISTENER)
         cores = math.ceil(rate / (_BUSY * query))
         rows.append([f"{times:,}×", f"{rate:,}", f"{processes:,}", f"{connections:,}", f"{cores:,}"])
@@ -127,19 +141,48 @@ def show_waiting_memory() -> str:
 
 
 def show_tables() -> str:
-    """Return how a change log and a task table behave as they grow."""
+    """Return how a change log and a task table behave as they grow, and what it takes to prune the latter."""
     result = _read("tables")
     rows = [
         [f"{each['rows']:,}", f"{each['log_page_ms']:.2f} ms", f"{each['log_bytes']:,.0f}",
          f"{each['task_page_ms']:.2f} ms", f"{each['task_bytes']:,.0f}",
-         f"{each['task_deleted_us']:.1f} µs"]
+         _deletion(each, each["rows"]), _drop(each)]
         for each in result["steps"]
     ]  # fmt: skip
     header = [
         "Rows", "A page of the change log", "Bytes a row", "A page of the tasks", "Bytes a row",
-        "A task deleted",
+        "All tasks deleted", "Dropped as one partition",
     ]  # fmt: skip
-    return table(header, rows) + f"\n\nMeasured {result['date']} by `python -m bench.tables`, PostgreSQL 18."
+    version = result.get("versions", {}).get("PostgreSQL") or "18"
+    return table(header, rows) + (
+        f"\n\nMeasured {result['date']} by `python -m bench.tables`, PostgreSQL {version}. "
+        "All deleted is what a task takes in a batch of 1,000, times the rows."
+    )
+
+
+def _deletion(step: Mapping[str, Any], rows: int) -> str:
+    """Return the time to delete so many tasks."""
+    micros = step.get("task_deleted_us")
+    return _UNKNOWN if micros is None else f"{rows * micros / 1e6:,.1f} s"
+
+
+def _drop(step: Mapping[str, Any]) -> str:
+    """Return the time to drop the rows of the step as one partition."""
+    milliseconds = step.get("partition_dropped_ms")
+    return _UNKNOWN if milliseconds is None else f"{milliseconds:,.1f} ms"
+
+
+def show_pruning() -> str:
+    """Return what deleting old tasks takes for a rate of them."""
+    last = _read("tables")["steps"][-1]
+    micros = last.get("task_deleted_us")
+    rows = []
+    for rate in (1, 10, 100, 1_000):
+        share = _UNKNOWN if micros is None else f"{100 * rate * micros / 1e6:,.2f} %"
+        rows.append([f"{rate:,}", share, f"{rate * 86_400:,}", _deletion(last, rate * 86_400)])
+    return table(
+        ["Tasks a second", "Deleting them, of a connection's time", "Tasks of a day", "Deleted at once"], rows
+    )
 
 
 def show_growth() -> str:
@@ -157,6 +200,49 @@ def show_growth() -> str:
         "Tasks in a week",
         "On disk",
     ]
+    return table(header, rows)
+
+
+def show_task_rates() -> str:
+    """Return what a rate of tasks needs, from what a worker and PostgreSQL were measured to execute."""
+    if not (RESULTS / "tasks.json").exists():
+        return "Not measured yet: `python3 run.py bench tasks`."
+    ours = _peer("tasks", "Freeloop")
+    rate, micros = _median(ours, "drained"), _median(ours, "cpu_us")
+    rows = []
+    for times in _TIMES:
+        tasks = 50 * times
+        workers = math.ceil(tasks * micros / 1e6 / _BUSY)
+        cores = math.ceil(tasks / (_BUSY * rate))
+        day = f"{tasks * 86_400 / 1e6:,.1f} million"
+        rows.append([f"{times:,}×", f"{tasks:,}", day, f"{workers:,}", f"{cores:,}"])
+    head = (
+        f"A worker on one core and PostgreSQL on another execute {rate:,.0f} tasks a second that do nothing, "
+        f"and the worker uses {micros:,.0f} µs of CPU for each, {rate * micros / 1e6:.0%} of its core. With "
+        "half of each core left for peaks:\n\n"
+    )
+    header = ["Load", "Tasks a second", "A day", "Workers (one core each)", "Cores of PostgreSQL"]
+    return head + table(header, rows)
+
+
+def show_queues() -> str:
+    """Return how full the queues get with the load, from what a read and a row were measured to take."""
+    bytes_a_task = _read("tables")["steps"][-1]["task_bytes"]
+    rows = []
+    for times in _TIMES:
+        rate, processes = _count_processes(times)
+        each = rate / processes
+        waiting = 50 * times * 3_600
+        rows.append(
+            [f"{times:,}×", f"{processes:,}", f"{each:,.0f}", f"{_BACKLOG / each:,.1f} s",
+             f"{each * _ACQUIRE:,.0f}", f"{waiting:,}", f"{waiting * bytes_a_task / 1e9:,.2f} GB"]
+        )  # fmt: skip
+    header = [
+        "Load", "Processes", "Requests/s of each", f"Its {_BACKLOG:,} places before accept are full after",
+        f"Requests that come while one waits for a connection ({_ACQUIRE:g} s)",
+        "Tasks that wait after an hour without a worker",
+        "On disk",
+    ]  # fmt: skip
     return table(header, rows)
 
 
@@ -188,5 +274,8 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "waiting-memory": show_waiting_memory,
     "tables": show_tables,
     "growth": show_growth,
+    "pruning": show_pruning,
+    "task-rates": show_task_rates,
+    "queues": show_queues,
     "detectors": show_detectors,
 }

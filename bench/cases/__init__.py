@@ -10,7 +10,8 @@
 ``draw(result, path) -> None``
     The figure docs/images/bench-NAME.svg, which ``document`` may show.
 ``summarize_for_readme(result, language) -> str``
-    Optional: the block of the same markers in README.md (``en``) and README.zh-TW.md (``zh-TW``).
+    Optional: the block of the same markers in README.md (``en``) and README.zh-TW.md (``zh-TW``), which both
+    must have then.
 ``check(run) -> list[str]``
     Of those in ``CHECKED``: what is wrong with the ratios between ours and a peer on a short form of it, with
     bounds so wide that a busy machine does not matter.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from operator import truediv
@@ -13,7 +13,8 @@ from typing import Any
 
 from bench.cases import Run, rotate
 from bench.layers import measure_layers
-from bench.report import compare, judge_least, say_rounds, spread
+from bench.report import compare, compare_most, judge_least, name_versions, say_rounds, spread
+from bench.routing import measure_routing
 from bench.servers import OUR_LISTENING, OURS, Peer, Running, run_uvicorn, start
 from bench.slices import (
     list_numbers,
@@ -24,7 +25,7 @@ from bench.slices import (
     tabulate,
     warn_of_others,
 )
-from bench.upstream import POSTS, open_upstream
+from bench.upstream import POSTS, find_version, open_upstream
 
 TITLE = "Calls to an external API"
 CALLERS = (64, 500)
@@ -43,7 +44,7 @@ TARGETS: Mapping[str, float] = {TUTORIAL.name: 150.0, AIOHTTP.name: 0.9, TUNED.n
 
 
 def measure(run: Run) -> dict[str, Any]:
-    slices, seconds = (2, 0.2) if run.short else (4, 1.0)
+    slices, seconds = (2, 0.2) if run.short else (3, 1.0)
     peers = run.choose(PEERS)
     rounds: dict[str, dict[str, list[dict[str, Any]]]] = {
         peer.name: {str(callers): [] for callers in CALLERS} for peer in peers
@@ -73,7 +74,11 @@ def measure(run: Run) -> dict[str, Any]:
         "slices": slices,
         "seconds": seconds,
         "layers": measure_layers(),
-        "versions": {name: version(name) for name in ("httpx", "httpx2", "aiohttp", "pyreqwest")},
+        "routing": measure_routing(3 if run.short else 60),
+        "versions": {
+            **{name: version(name) for name in ("httpx", "httpx2", "aiohttp", "pyreqwest")},
+            "nginx": find_version(),
+        },
         "peers": {
             name: {callers: summarize_rounds(measured) for callers, measured in loads.items() if measured}
             for name, loads in rounds.items()
@@ -134,8 +139,7 @@ def document(result: dict[str, Any]) -> str:
         parts.append(
             f"{TUTORIAL.name}, was not asked by {CALLERS[1]}: at its rate each would wait for {each:.0f} s."
         )
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n\n".join([*parts, _verdicts(result), f"With {versions}."])
+    return "\n\n".join([*parts, _verdicts(result), *name_versions(result)])
 
 
 def _verdicts(result: dict[str, Any]) -> str:
@@ -146,22 +150,37 @@ def _verdicts(result: dict[str, Any]) -> str:
         for callers, ratio in ratios.items()
     ]
     if OURS.name in result["peers"]:
-        lines += _compare_cpu(result["peers"])
+        lines += _compare(result["peers"])
     default, idle = result["layers"]["by default"], result["layers"]["all"]
     lines.append(
         f"- The layers of a call that none of them holds up take {default:.1f} µs of CPU beyond the "
         f"transport as they are by default, and {idle:.1f} µs with hedges, a rate and an attempt's time "
         f"added; the target, at most {LAYERS_US:g} µs, is {'kept' if idle <= LAYERS_US else '**missed**'}."
     )
+    if routing := result.get("routing"):  # results of before have none
+        lines.append(
+            f"- FastAPI takes in front of a route {routing['parameters']:.1f} µs of CPU for two "
+            f"query parameters, {routing['dependencies']:.1f} µs for two dependencies, and "
+            f"{routing['router']:.1f} µs for each router that is asked before its own."
+        )
     worst = max(load["held_up"]["high"] for peer in result["peers"].values() for load in peer.values())
     return "\n".join([*lines, *warn_of_others(worst)])
 
 
-def _compare_cpu(peers: Mapping[str, Any]) -> Sequence[str]:
-    callers = str(CALLERS[0])
-    used = {name: peer[callers]["cpu"] for name, peer in peers.items() if name != SHARED.name}
-    what = f"CPU time of a call for each request, {callers} callers"
-    return [f"- {line}" for line in compare(used, OURS.name, what, "µs", 0)]
+def _compare(peers: Mapping[str, Any]) -> list[str]:
+    """Compare with a call for each request: the peers share none."""
+    lines = []
+    for callers in map(str, CALLERS):
+        asked = {
+            name: peer[callers] for name, peer in peers.items() if callers in peer and name != SHARED.name
+        }
+        what = f"a call for each request, {callers} callers"
+        rates, used = ({name: each[key] for name, each in asked.items()} for key in ("rate", "cpu"))
+        lines += compare_most(rates, OURS.name, f"Answers a second, {what}")
+        lines += compare(used, OURS.name, f"CPU time of {what}", "µs", 0)
+    most = {name: each["peak_mb"] for name, each in asked.items()}
+    lines += compare(most, OURS.name, f"Memory of the process at most, {callers} callers", "MB", 0)
+    return [f"- {line}" for line in lines]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

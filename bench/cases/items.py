@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Run, rotate
-from bench.postgresql import Shop, find_pgbench, open_shop
-from bench.report import compare, judge_least, say_rounds, spread, summarize
+from bench.postgresql import Shop, find_pgbench, find_versions, open_shop
+from bench.report import compare, compare_most, judge_least, name_versions, say_rounds, spread, summarize
 from bench.servers import OURS, Peer, Running, run_uvicorn, start
 from bench.slices import (
     list_numbers,
@@ -48,7 +48,7 @@ _SCRIPT = f"\\set after random(1, {CALLERS}) * {ROWS}\n\\set most {ROWS} + 1\n{_
 
 
 def measure(run: Run) -> dict[str, Any]:
-    slices, seconds = (2, 0.2) if run.short else (5, 1.2)
+    slices, seconds = (2, 0.2) if run.short else (4, 1.2)
     peers = run.choose((OURS, TUTORIAL, SQLALCHEMY, ASYNCPG, TUNED, LITESTAR))
     rounds: dict[str, dict[str, list[dict[str, Any]]]] = {
         peer.name: {kind: [] for kind in _LOADS} for peer in peers
@@ -71,7 +71,10 @@ def measure(run: Run) -> dict[str, Any]:
         "rows": ROWS,
         "slices": slices,
         "seconds": seconds,
-        "versions": {name: version(name) for name in ("asyncpg", "databases", "sqlalchemy", "litestar")},
+        "versions": {
+            **{name: version(name) for name in ("asyncpg", "databases", "sqlalchemy", "litestar")},
+            **find_versions(pgbench=True),
+        },
         "peers": {
             name: {kind: summarize_rounds(measured) for kind, measured in kinds.items()}
             for name, kinds in rounds.items()
@@ -154,8 +157,7 @@ def document(result: dict[str, Any]) -> str:
             f"{words}:",
             tabulate({name: peer[kind] for name, peer in peers.items()}),
         ]
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n\n".join([*parts, _describe_limit(result), _verdicts(result), f"With {versions}."])
+    return "\n\n".join([*parts, _describe_limit(result), _verdicts(result), *name_versions(result)])
 
 
 def _describe_limit(result: dict[str, Any]) -> str:
@@ -183,9 +185,16 @@ def _verdicts(result: dict[str, Any]) -> str:
                 lines.append(
                     f"- Freeloop's gate **refused** up to {refused:.1%} of the requests for {kind} reads."
                 )
-            used = {name: peer[kind]["cpu"] for name, peer in result["peers"].items()}
-            what = f"CPU time of {'a distinct' if kind == 'distinct' else 'an identical'} read"
-            lines += [f"- {line}" for line in compare(used, OURS.name, what, "µs", 0)]
+            rates, used, most = (
+                {name: peer[kind][key] for name, peer in result["peers"].items()}
+                for key in ("rate", "cpu", "peak_mb")
+            )
+            said = [
+                *compare_most(rates, OURS.name, f"Answers a second, {kind} reads"),
+                *compare(used, OURS.name, f"CPU time, {kind} reads", "µs", 0),
+                *compare(most, OURS.name, f"Memory of the process at most, {kind} reads", "MB", 0),
+            ]
+            lines += [f"- {line}" for line in said]
     worst = max(peer[kind]["held_up"]["high"] for peer in result["peers"].values() for kind in _LOADS)
     lines += warn_of_others(worst)
     return "\n".join(lines)

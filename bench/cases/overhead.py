@@ -68,7 +68,7 @@ class Sizes:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    sizes = Sizes(2, 500, 500, 0.6) if run.short else Sizes(10, 2_400, min(10_000, run.files - 200), 8.0)
+    sizes = Sizes(2, 500, 500, 0.6) if run.short else Sizes(8, 2_400, min(10_000, run.files - 200), 8.0)
     peers = run.choose(PEERS)
     rounds: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
     rates = []
@@ -269,20 +269,6 @@ def _verdicts(result: dict[str, Any]) -> str:
 
 def _cell(summary: dict[str, float] | None, digits: int) -> str:
     return spread(summary, digits) if summary else "not measured"
-
-
-def summarize_for_readme(result: dict[str, Any], language: str) -> str:
-    more = result["differences"][OURS.name]
-    cpu, memory = more["full"]["median"], more["memory"]["median"]
-    if language == "zh-TW":
-        return (
-            f"一切開啟時，每個請求多用 {cpu:.1f} µs 的 CPU 時間，"
-            f"每個等待中的請求多用 {memory:.1f} KB 記憶體。"
-        )
-    return (
-        f"With everything switched on, a request takes {cpu:.1f} µs more CPU time, and a waiting one "
-        f"{memory:.1f} KB more memory."
-    )
 
 
 _DRAWN = (RAW.name, PLAIN.name, SETTLED.name, KIT.name, OURS.name)

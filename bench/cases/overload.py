@@ -13,7 +13,8 @@ from typing import Any
 from bench.cases import Run
 from bench.load_open import Call, count_failures, plan_even, plan_poisson, send
 from bench.peers.limited_resource import PLACES, SECONDS
-from bench.report import percentile, spread, summarize, table
+from bench.postgresql import find_versions
+from bench.report import name_versions, percentile, spread, summarize, table
 from bench.servers import OUR_LISTENING, Peer, Running, run_freeloop, run_uvicorn, start
 
 TITLE = "Up to ten times the capacity"
@@ -22,7 +23,7 @@ LOADS = (0.5, 1.0, 1.5, 3.0, 10.0)  # times the capacity
 UNLOADED = 0.1  # times the capacity: nobody waits for anybody there
 IN_TIME = 1.0  # s; an answer that comes later is of no use to anybody
 PATIENCE = 2.0  # s; after that a caller is gone
-PAUSE = 3.0  # s from the end of one step to the next: longer than anybody waits
+PAUSE = 2.5  # s from the end of one step to the next: longer than anybody waits
 PROBE_EVERY, PROBE_WITHIN = 0.5, 0.1  # s
 GOODPUT_TARGET, LATENCY_TARGET = 0.9, 2.0  # of the issue: at least, and at most times the unloaded p99
 LIMIT = 2 * PLACES
@@ -49,7 +50,7 @@ class Steps:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    length = 2.0 if run.short else 12.0
+    length = 2.0 if run.short else 10.0
     loads = (UNLOADED, *(LOADS[-1:] if run.short else LOADS))
     plans: Mapping[str, Steps] = {
         OURS.name: Steps(loads, length),
@@ -72,6 +73,7 @@ def measure(run: Run) -> dict[str, Any]:
     return {
         "capacity": CAPACITY,
         "seconds": length,
+        "versions": find_versions(),
         "peers": {name: _summarize(measured) for name, measured in rounds.items()},
     }
 
@@ -213,7 +215,7 @@ def document(result: dict[str, Any]) -> str:
             f"**Something else ran on the servers' core**: in the worst step a server wanted to run and "
             f"could not for {held_up:.0%} of the time. These numbers say little about the servers."
         )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *name_versions(result)])
 
 
 def _tabulate(steps: Sequence[dict[str, Any]]) -> str:
@@ -315,23 +317,27 @@ def _cell(summary: dict[str, float] | None, factor: float, digits: int) -> str:
     return spread({key: factor * value for key, value in summary.items()}, digits)
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return "none" if seconds is None else f"{1000 * seconds:.1f} ms"
+def _milliseconds(seconds: float | None, digits: int = 1) -> str:
+    return "none" if seconds is None else f"{1000 * seconds:,.{digits}f} ms"
 
 
 def summarize_for_readme(result: dict[str, Any], language: str) -> str:
-    step = result["peers"][OURS.name]["steps"][-1]
-    plain = result["peers"][PLAIN.name]["steps"][-1]
-    load, mine, its = f"{step['load']:g}", step["share"]["median"], plain["share"]["median"]
-    p99 = f"{1000 * step['p99']['median']:.0f} ms"
+    mine, plain = (result["peers"][peer.name]["steps"][-1] for peer in (OURS, PLAIN))
+    ours, its, shed = (f"{share['median']:.0%}" for share in (mine["share"], plain["share"], mine["shed"]))
+    p99 = _milliseconds(mine["p99"] and mine["p99"]["median"], 0)
+    times = f"{mine['p99_ratio']['median']:.2f}" if mine["p99_ratio"] else ""
     if language == "zh-TW":
+        usual = f"，為無負載時的 {times} 倍" if times else ""
         return (
-            f"負載為容量的 {load} 倍時，`freeloop run` 仍及時回應可能數量的 {mine:.0%}（p99 {p99}），"
-            f"單純的 uvicorn 為 {its:.0%}。"
+            f"當請求量是資源所能服務的 {mine['load']:g} 倍時，"
+            f"單純的 uvicorn 在 {IN_TIME:g} 秒內回應可能數量的 {its}，\n"
+            f"`freeloop run` 為 {ours}（p99 {p99}{usual}）；所有請求的 {shed} 立刻回 503。"
         )
+    usual = f", {times} times that without load" if times else ""
     return (
-        f"At {load} times the capacity `freeloop run` still answers {mine:.0%} of what is possible in time "
-        f"(p99 {p99}), plain uvicorn {its:.0%}."
+        f"At {mine['load']:g} times the requests that a resource can serve, plain uvicorn answers {its} of "
+        f"what is possible within {IN_TIME:g} s,\nand `freeloop run` {ours} (p99 {p99}{usual}); {shed} of "
+        "all requests are refused with 503 at once."
     )
 
 

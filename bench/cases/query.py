@@ -7,13 +7,14 @@ import os
 import statistics
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from bench.cases import Run
 from bench.machine import SERVER_CORE, on_core
-from bench.postgresql import Shop, open_shop
-from bench.report import judge, say_rounds, spread, summarize, table
+from bench.postgresql import Shop, find_versions, open_shop
+from bench.report import judge, name_versions, say_rounds, spread, summarize, table
 from bench.servers import ROOT
 
 TITLE = "One query"
@@ -52,6 +53,7 @@ def measure(run: Run) -> dict[str, Any]:
         "slices": slices,
         "count": count,
         "rounds": len(rounds),
+        "versions": {"asyncpg": version("asyncpg"), **find_versions()},
         "peers": {name: _summarize(rounds, way) for way, name in _NAMES.items()},
         "ratios": {
             name: {
@@ -122,6 +124,7 @@ def document(result: dict[str, Any]) -> str:
             table(header, rows),
             "\n".join(_verdict(name, each["wall"]) for name, each in ratios.items()),
             *_document_json(result["json"]),
+            *name_versions(result),
         ]
     )
 

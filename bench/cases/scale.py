@@ -11,8 +11,8 @@ from bench.family import Family
 from bench.load import Burst
 from bench.load_closed import Callers
 from bench.memory import measure_waiting, warm_up
-from bench.postgresql import add_items, open_shop
-from bench.report import percentile, say_rounds, spread, summarize, table
+from bench.postgresql import add_items, find_versions, open_shop
+from bench.report import name_versions, percentile, say_rounds, spread, summarize, table
 from bench.servers import OUR_LISTENING, OURS, Peer, run_freeloop, start
 from bench.slices import list_numbers, load, summarize_rounds, warn_of_others
 
@@ -26,7 +26,7 @@ _JSON_APP = "bench.peers.json_route:app"
 
 
 def measure(run: Run) -> dict[str, Any]:
-    slices, count = (1, 300) if run.short else (4, 4_000)
+    slices, count = (1, 300) if run.short else (3, 4_000)
     items = ITEMS[:2] if run.short else ITEMS
     waiting = [number for number in WAITING if number <= (100 if run.short else run.files - 200)]
     workers: dict[int, list[dict[str, float]]] = {number: [] for number in WORKERS}
@@ -46,6 +46,7 @@ def measure(run: Run) -> dict[str, Any]:
         "rows": ROWS,
         "rounds": run.rounds,
         "count": slices * count,
+        "versions": find_versions(),
         "workers": {str(number): _over_rounds(measured) for number, measured in workers.items()},
         "pages": {name: summarize_rounds(measured) for name, measured in pages.items()},
         "waiting": {str(number): _over_rounds(measured) for number, measured in waits.items()},
@@ -175,6 +176,7 @@ def document(result: dict[str, Any]) -> str:
                 waiting,
             ),
             *warn_of_others(worst),
+            *name_versions(result),
         ]
     )
 

@@ -19,9 +19,20 @@ import asyncpg
 
 from bench.cases import Run, rotate
 from bench.machine import SERVER_CORE, on_core
-from bench.postgresql import Shop, open_shop
-from bench.redis import open_redis
-from bench.report import compare, judge, judge_least, percentile, say_rounds, spread, summarize, table
+from bench.postgresql import Shop, find_versions, open_shop
+from bench.redis import find_version, open_redis
+from bench.report import (
+    compare,
+    compare_most,
+    judge,
+    judge_least,
+    name_versions,
+    percentile,
+    say_rounds,
+    spread,
+    summarize,
+    table,
+)
 from bench.servers import OUR_LISTENING, ROOT, Peer, run_freeloop, run_uvicorn, start
 from bench.servers import OURS as SERVICE
 from bench.slices import list_numbers, load, summarize_rounds, tabulate, warn_of_others
@@ -49,6 +60,11 @@ _ORDERS = "create table orders (id bigint generated always as identity primary k
 DRAINED: Mapping[str, float] = {BARE.name: 0.5, PROCRASTINATE.name: 10.0}
 PICKED_UP: Mapping[str, float] = {"p50": 6.0, "p99": 20.0}
 ANSWERED = 2_000.0
+_RATES: Mapping[str, str] = {
+    "drained": "Executions a second",
+    "many": f"Starts a second, {BATCH} at a time",
+    "single": "Starts a second, one by one",
+}
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -75,7 +91,11 @@ def measure(run: Run) -> dict[str, Any]:
         "batch": BATCH,
         "callers": CALLERS,
         "rounds": run.rounds,
-        "versions": {name: version(name) for name in ("pgqueuer", "procrastinate", "streaq", "arq")},
+        "versions": {
+            **{name: version(name) for name in ("pgqueuer", "procrastinate", "streaq", "arq")},
+            **find_versions(),
+            "Redis": find_version(),
+        },
         "peers": {name: _summarize(measured) for name, measured in rounds.items()},
         "ratios": {
             name: summarize(
@@ -184,7 +204,7 @@ def document(result: dict[str, Any]) -> str:
             f"202 by {result['callers']} callers: a row and a task in one transaction, or a task by itself:",
             tabulate(result["answers"]),
             _verdicts(result),
-            "With " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()) + ".",
+            *name_versions(result),
         ]
     )
 
@@ -201,11 +221,19 @@ def _verdicts(result: dict[str, Any]) -> str:
             f"{most:g} ms, is {judge(ours[key], most)}."
             for key, most in PICKED_UP.items()
         ]
+        for key, what in _RATES.items():
+            rates = {name: peer[key] for name, peer in result["peers"].items()}
+            lines += [f"- {line}" for line in compare_most(rates, OURS.name, what)]
         for key, what in (("p50", "Median time to the execution"), ("p99", "99th percentile of it")):
             delays = {name: peer[key] for name, peer in result["peers"].items()}
             lines += [f"- {line}" for line in compare(delays, OURS.name, what, "ms", 1)]
         used = {name: peer["cpu_us"] for name, peer in result["peers"].items()}
         lines += [f"- {line}" for line in compare(used, OURS.name, "CPU time of an execution", "µs", 0)]
+    for name in (ELSEWHERE.name, INLINE.name):
+        answers = result["answers"]
+        rates = {each: answers[each]["rate"] for each in (name, BARE_START.name) if each in answers}
+        if name in rates:
+            lines += [f"- {line}" for line in compare_most(rates, name, "202 a second")]
     for name in (ELSEWHERE.name, INLINE.name, ALONE.name):
         if name in result["answers"]:
             rate = result["answers"][name]["rate"]

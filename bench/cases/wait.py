@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.cases import Run
 from bench.load import Burst
 from bench.memory import measure_waiting, warm_up
-from bench.report import compare, percentile, spread, summarize, table
+from bench.report import compare, name_versions, percentile, spread, summarize, table
 from bench.servers import AIOHTTP, BLACKSHEEP, LITESTAR, OURS, PLAIN, SYNC, Peer, Running, start
 
 TITLE = "10,000 waiting requests at once"
@@ -44,6 +45,7 @@ def measure(run: Run) -> dict[str, Any]:
         "seconds": seconds,
         "count": count,
         "wanted": wanted,
+        "versions": {name: version(name) for name in ("litestar", "blacksheep")},
         "peers": {name: _summarize_rounds(measured) for name, measured in rounds.items()},
     }
 
@@ -174,7 +176,7 @@ def document(result: dict[str, Any]) -> str:
         for name, peer in peers.items()
         if peer["logged"] != peer["count"]
     ]
-    return "\n\n".join([*parts, *lost])
+    return "\n\n".join([*parts, *lost, *name_versions(result)])
 
 
 def _verdicts(peers: dict[str, Any]) -> str:

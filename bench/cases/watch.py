@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.blocks import APPS, INNOCENT, Verdict, list_ways, question
 from bench.cases import Run, rotate
-from bench.report import compare, judge, say_rounds, spread, summarize, table
+from bench.report import compare, judge, name_versions, say_rounds, spread, summarize, table
 from bench.servers import OUR_LISTENING, ROOT, Peer, Running, run_freeloop, run_uvicorn, start
 from bench.slices import list_numbers, load, load_in_turn, pair, warn_of_others
 
@@ -194,7 +194,7 @@ def document(result: dict[str, Any]) -> str:
             "![What detectors cost and find](images/bench-watch.svg)",
             table(header, rows),
             _verdicts(peers),
-            "With " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()) + ".",
+            *name_versions(result),
         ]
     )
 

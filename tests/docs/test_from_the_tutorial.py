@@ -6,9 +6,12 @@ import time
 
 import aiohttp
 import pytest
+from fastapi import FastAPI
 
 from blocks import DOCS, read_blocks
+from freeloop import Freeloop
 from freeloop.service.sample import SampleApi
+from freeloop.settings import Settings
 from run_process import Processes
 from serving import soon
 
@@ -102,3 +105,18 @@ async def test_the_table_is_read(serve, database, address, side):
     ((status, body),) = await ask("/items")
     assert status == 200
     assert [(item["id"], item["name"]) for item in body] == [(1, "Lamp")]
+
+
+async def test_the_kit_is_open_while_the_events_of_the_app_run():
+    app = FastAPI()
+    kit = Freeloop(app, settings=Settings(_env_file=None))
+    seen = []
+    for event in ("startup", "shutdown"):
+        with pytest.warns(DeprecationWarning, match="on_event"):
+            app.on_event(event)(lambda event=event: seen.append((event, kit.outbound)))
+    async with app.router.lifespan_context(app):
+        client = kit.outbound
+        assert seen == [("startup", client)]
+    assert seen == [("startup", client), ("shutdown", client)]
+    with pytest.raises(RuntimeError):
+        _ = kit.outbound

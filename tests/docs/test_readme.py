@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -10,6 +11,7 @@ from freeloop.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 READMES = ["README.md", "README.zh-TW.md"]
+EVERYWHERE = [*READMES, "CONTRIBUTING.md", *map(str, Path(ROOT, "docs").rglob("*.md"))]
 
 
 @pytest.fixture(params=READMES)
@@ -60,7 +62,7 @@ def test_the_commands_are_those_that_run_py_has(readme):
     assert found == {"serve", "test", "settings", "docs"}
 
 
-@pytest.mark.parametrize("page", [*READMES, "CONTRIBUTING.md", *map(str, Path(ROOT, "docs").rglob("*.md"))])
+@pytest.mark.parametrize("page", EVERYWHERE)
 def test_every_relative_link_leads_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
@@ -74,3 +76,63 @@ def test_every_anchor_is_there(page):  # those of docs/ are looked at by the sit
     for link, anchor in links:
         headings = re.findall(r"^#+ (.+)$", (ROOT / link).read_text(encoding="utf-8"), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def links_elsewhere(text):
+    """Return the links to other sites: behind their words, or as they are between < and >."""
+    return [behind or bare for behind, bare in re.findall(r"\]\((\w+:[^)]*)\)|<(\w+://[^>]*)>", text)]
+
+
+def is_sound(link):
+    """Whether a link can be followed as it stands: https, a host with a domain, characters of RFC 3986 only.
+
+    Nothing is asked of the site, which may be away while the tests run. The service itself is at http.
+    """
+    try:
+        parts = urlsplit(link)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.hostname == "127.0.0.1":
+        return parts.scheme == "http" and port is not None
+    return (
+        parts.scheme == "https"
+        and port is None
+        and parts.username is None
+        and re.fullmatch(r"(?:[a-z\d](?:[a-z\d-]*[a-z\d])?\.)+[a-z]{2,}", parts.netloc) is not None
+        and re.fullmatch(r"(?:[\w\-.~:/?#@!$&'*+,;=]|%[\dA-F]{2})+", link, re.ASCII) is not None
+        and link[-1] not in ".,;:"
+    )
+
+
+@pytest.mark.parametrize("page", EVERYWHERE)
+def test_every_link_to_elsewhere_is_sound(page):
+    unsound = [link for link in links_elsewhere((ROOT / page).read_text("utf-8")) if not is_sound(link)]
+    assert not unsound
+
+
+def test_links_to_elsewhere_are_found():
+    found = {link for page in EVERYWHERE for link in links_elsewhere((ROOT / page).read_text("utf-8"))}
+    assert "https://www.rfc-editor.org/rfc/rfc9457" in found  # behind words
+    assert "http://127.0.0.1:8000" in found  # as it is
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "http://www.rfc-editor.org/rfc/rfc9457",
+        "htps://www.rfc-editor.org/rfc/rfc9457",
+        "https:/www.rfc-editor.org/rfc/rfc9457",
+        "https://rfc-editor/rfc9457",
+        "https://www..rfc-editor.org/rfc9457",
+        "https://www.rfc-editor.org/rfc/rfc 9457",
+        "https://www.rfc-editor.org/rfc/rfc9457.",
+        "https://www.rfc-editor.org/%zz",
+        "https://user@www.rfc-editor.org/",
+        "https://www.rfc-editor.org:x/",
+        "http://127.0.0.1",
+    ],
+)
+def test_an_unsound_link_is_found(link):
+    assert links_elsewhere(f"See [this]({link}).") == [link]
+    assert not is_sound(link)

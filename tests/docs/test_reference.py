@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings
 
 from blocks import PAGES, place_of
 from freeloop import errors
+from freeloop.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,78 @@ def test_what_each_detector_says_of_each_way_is_shown(tmp_path, monkeypatch, mea
         ["`json`", "line", "–"],
         ["no block: `awaits`", "quiet", "wrong"],
     ]
+
+
+TABLES = {
+    "date": "2026-01-02",
+    "steps": [
+        {"rows": 1_000, "log_page_ms": 1, "task_page_ms": 1, "log_bytes": 200, "task_bytes": 300},
+        {"rows": 1_000_000, "log_page_ms": 1, "task_page_ms": 1, "log_bytes": 200, "task_bytes": 300},
+    ],
+}
+
+
+def rows_of(text):
+    return [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def write_result(folder, case, result):
+    (folder / f"{case}.json").write_text(json.dumps(result))
+
+
+def test_what_pruning_takes_is_not_known_until_it_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    write_result(tmp_path, "tables", TABLES)
+    assert [row[-2:] for row in rows_of(measured.show_tables())] == [["not measured yet"] * 2] * 2
+    assert {row[1] for row in rows_of(measured.show_pruning())} == {"not measured yet"}
+    assert "PostgreSQL 18." in measured.show_tables()
+
+
+def test_what_pruning_takes_is_shown_beside_the_drop_of_a_partition(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    steps = [{**step, "task_deleted_us": 20.0, "partition_dropped_ms": 12.34} for step in TABLES["steps"]]
+    write_result(tmp_path, "tables", {**TABLES, "steps": steps, "versions": {"PostgreSQL": "18.4"}})
+    pruning = [row[-2:] for row in rows_of(measured.show_tables())]
+    assert pruning == [["0.0 s", "12.3 ms"], ["20.0 s", "12.3 ms"]]
+    assert rows_of(measured.show_pruning())[-1] == ["1,000", "2.00 %", "86,400,000", "1,728.0 s"]
+    assert "PostgreSQL 18.4." in measured.show_tables()
+
+
+@pytest.mark.parametrize("measured_yet", [True, False])
+def test_what_a_rate_of_tasks_needs_follows_what_was_measured(tmp_path, monkeypatch, measured_yet):
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    if not measured_yet:
+        assert measured.show_task_rates() == "Not measured yet: `python3 run.py bench tasks`."
+        return
+    ours = {"drained": {"median": 1_000.0}, "cpu_us": {"median": 800.0}}
+    write_result(tmp_path, "tasks", {"peers": {"Freeloop": ours}})
+    assert rows_of(measured.show_task_rates()) == [
+        ["1×", "50", "4.3 million", "1", "1"],
+        ["10×", "500", "43.2 million", "1", "1"],
+        ["100×", "5,000", "432.0 million", "8", "10"],
+        ["1,000×", "50,000", "4,320.0 million", "80", "100"],
+    ]
+
+
+def test_what_waits_in_queues_follows_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    write_result(tmp_path, "tables", TABLES)
+    distinct = {"cpu": {"median": 500.0}}
+    write_result(tmp_path, "items", {"peers": {"Freeloop": {"distinct": distinct}}})
+    assert rows_of(measured.show_queues()) == [
+        ["1×", "1", "100", "20.5 s", "200", "180,000", "0.05 GB"],
+        ["10×", "1", "1,000", "2.0 s", "2,000", "1,800,000", "0.54 GB"],
+        ["100×", "10", "1,000", "2.0 s", "2,000", "18,000,000", "5.40 GB"],
+        ["1,000×", "100", "1,000", "2.0 s", "2,000", "180,000,000", "54.00 GB"],
+    ]
+
+
+def test_the_defaults_that_are_counted_with_are_those_of_the_settings():
+    fields = Settings.model_fields
+    assert fields["database_acquire_timeout"].default == measured._ACQUIRE
+    assert fields["database_pool_size"].default == measured._CONNECTIONS
+    assert "| `--backlog` | `2048` |" in (reference.FOLDER / "commands.md").read_text("utf-8")
+    assert measured._BACKLOG == 2048
 
 
 def test_a_default_that_is_made_anew_is_shown_as_what_it_is():

@@ -4,11 +4,14 @@ import re
 import shlex
 import subprocess
 import tomllib
+from uuid import UUID
 
 import pytest
+import typer
 from test_walks import WALKS
 
 from blocks import DOCS, PAGES, ROOT, place_of, read_blocks
+from freeloop.cli import app
 from freeloop.settings import PREFIX, Settings, read_settings
 from run_process import Processes
 
@@ -19,6 +22,8 @@ NOT_RUN = {
     "python3 run.py check": "it runs this too",
     "uv pip compile": "it asks a package registry; the lock files are checked where they are installed",
 }
+# Of words that stand for something of the reader's: what is of the same kind.
+EXAMPLES = {"ID": f"{UUID(int=1)}"}
 APP = "from fastapi import FastAPI\napp = FastAPI()\n"
 
 
@@ -95,11 +100,65 @@ def test_the_service_is_started_as_the_pages_say(service):
     assert service.url  # by the fixture
 
 
-@pytest.mark.parametrize("line", of_kind("freeloop"))
-def test_the_command_is_there(line):
-    command = shlex.split(line, comments=True)[1]
-    names = re.findall(r"^## `freeloop (\w+)", (DOCS / "reference" / "commands.md").read_text(), re.MULTILINE)
-    assert command in names
+def list_shown():
+    """List the commands that stand in a block of text, with words behind them that are no part of them."""
+    for page in ALL:
+        for block in read_blocks(page):
+            if block.language in {"text", ""}:
+                for line in re.findall(r"^freeloop .+$", block.text, re.MULTILINE):
+                    yield pytest.param(re.split(r"\s{2,}", line)[0], id=f"{block}-{line[:40]}")
+
+
+def list_mentioned():
+    for page in ALL:
+        for line in re.findall(r"`(freeloop [^`]+)`", page.read_text("utf-8")):
+            yield pytest.param(line, id=f"{place_of(page)}-{line}")
+
+
+def find_command(words):
+    """Return the command that the first words are the name of, and the words behind it."""
+    command = typer.main.get_command(app)
+    while words and words[0] in getattr(command, "commands", ()):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def parse(line):
+    """Take a line as the command line does, without running it; what is wrong with it is raised."""
+    command, words = find_command(shlex.split(line, comments=True)[1:])
+    assert not hasattr(command, "commands"), f"no command: {line}"
+    command.make_context(command.name, [EXAMPLES.get(word, word) for word in words])
+
+
+@pytest.mark.parametrize("line", [*of_kind("freeloop", "freeloop run"), *list_shown()])
+def test_the_command_takes_these_words(line):
+    parse(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "freeloop pss",
+        "freeloop ps --jsno",
+        "freeloop tasks",
+        "freeloop tasks list --state",
+        "freeloop tasks show",
+        "freeloop tasks show 1",
+        "freeloop top shop:app other:app",
+        "freeloop run main:app --workers many",
+    ],
+)
+def test_a_word_that_a_command_does_not_take_is_found(line):
+    with pytest.raises((AssertionError, typer.BadParameter.__base__)):
+        parse(line)
+
+
+@pytest.mark.parametrize("line", [*list_mentioned()])
+def test_a_command_between_words_is_there_with_its_flags(line):
+    command, words = find_command(line.split()[1:])
+    known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
+    assert {word for word in words if word.startswith("-")} <= known
+    assert not hasattr(command, "commands") or not words or words[0].startswith("-"), "no such command"
 
 
 @pytest.mark.parametrize("line", of_kind("pip install"))
