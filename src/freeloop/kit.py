@@ -361,7 +361,7 @@ class Freeloop:
         self._work.stop()
 
     def close_streams(self) -> None:
-        """End streams of events and WebSockets, and who follows a task."""
+        """End streams of events and WebSockets."""
         if self.gate is not None:
             self.gate.close_streams()
         self._overview.close()

@@ -36,15 +36,8 @@ _TRACEPARENT: Final = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})"
 )
 _TRACESTATE: Final = re.compile(rb"[\x20-\x7e]{1,512}")  # what must be passed on at least, and is a header
-# Whose frames are never the place that borrowed something: they borrow on behalf of others.
-_LENDERS: Final = (
-    "freeloop.database",
-    "freeloop.outbound",
-    "freeloop.threads",
-    "freeloop.kit",
-    "freeloop.scope",
-)
 _DEEPEST: Final = 20
+# Whose frames are never the place that borrowed something: they borrow on behalf of others, as ours do.
 _PLUMBING: Final = frozenset(
     {
         *("contextlib", "threading", "asyncio", "anyio", "starlette", "fastapi", "concurrent"),
@@ -204,11 +197,6 @@ class Scope:
         self._task = None
 
     @property
-    def entered(self) -> bool:
-        """Whether a task runs it now."""
-        return self._task is not None
-
-    @property
     def is_over(self) -> bool:
         """Whether it has ended, or has not begun."""
         return self._task is None
@@ -333,11 +321,6 @@ _current: ContextVar[Scope | None] = ContextVar("freeloop_scope", default=None)
 def current_scope() -> Scope | None:
     """Return the scope that this code runs under, also in child tasks and threads; None outside."""
     return _current.get()
-
-
-def scope_of(context: Context) -> Scope | None:
-    """Return the scope that code in this context runs under; None: under none."""
-    return context.get(_current)
 
 
 def scope_in(context: Context) -> Scope | None:
@@ -480,4 +463,7 @@ def is_apps(frame: FrameType) -> bool:
 
 @lru_cache(maxsize=4096)  # asked for each thing that is borrowed
 def _is_apps_module(name: str) -> bool:
-    return not name.startswith(_LENDERS) and name.partition(".")[0] not in _PLUMBING
+    package, _, rest = name.partition(".")
+    if package == "freeloop":
+        return rest.startswith("service")  # an app like any other
+    return package not in _PLUMBING

@@ -269,7 +269,12 @@ class Settings(BaseSettings):
         le=2**30,
     )
     max_body: int = _setting(
-        2**20, "The largest request body.", "1 to 1073741824", unit="bytes", ge=1, le=2**30
+        2**20,
+        "The largest request body of the service; an app of yours says `max_body=`.",
+        "1 to 1073741824",
+        unit="bytes",
+        ge=1,
+        le=2**30,
     )
     threads: int = _setting(
         40,
@@ -476,10 +481,16 @@ def display(name: str, value: object) -> str:
             return _MASK
         return mask_url(value.get_secret_value())
     if isinstance(value, dict):
-        return ",".join(_display_source(key, **options) for key, options in value.items())
+        return _display_entries(name, value)
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def _display_entries(name: str, entries: Mapping[str, Any]) -> str:
+    if name == "sources":
+        return ",".join(_display_source(key, **options) for key, options in entries.items())
+    return "; ".join(f"{key}={value}" for key, value in entries.items())
 
 
 def _display_source(name: str, *, url: str, **options: object) -> str:

@@ -100,6 +100,9 @@ def test_a_source_may_have_options(monkeypatch):
     assert display("sources", sources) == (
         "b=https://b.example/x?******** (timeout=3, cache=True),a=http://a.example/"
     )
+    reasons = "shop.py:build=once a day; pricing.py:quote=is being moved"
+    monkeypatch.setenv("FREELOOP_WATCH_IGNORE", reasons)
+    assert display("watch_ignore", load_settings().watch_ignore) == reasons
 
 
 @pytest.mark.parametrize(

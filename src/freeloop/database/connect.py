@@ -72,18 +72,11 @@ class Connector:
         """Where it connects to, for messages."""
         return self._address.place
 
-    async def connect(
-        self,
-        _dsn: str | None = None,
-        **arguments: Any,  # noqa: ANN401 - passed through to asyncpg.connect
-    ) -> asyncpg.Connection[asyncpg.Record]:
+    async def connect(self) -> Session:
         """Connect, in at most 5 s an attempt and twice at most: again only after the server was brought back.
 
         Several servers of one address are tried in their order, those that said nothing last; they share the
         5 s in equal parts.
-
-        Args:
-            **arguments: further arguments of ``asyncpg.connect``; its pool passes its own.
 
         Raises:
             DatabaseUnavailable: No connection; ``is_final`` tells whether trying again can help.
@@ -92,7 +85,7 @@ class Connector:
         started = loop.time()
         try:
             try:
-                connection = await self._attempt(arguments)
+                connection = await self._attempt()
             except (OSError, asyncpg.CannotConnectNowError) as error:
                 # A server that took the connection and says nothing is not helped by another start.
                 if self._server is None or isinstance(error, TimeoutError):
@@ -100,7 +93,7 @@ class Connector:
                 # Set before the wait: who gives up meanwhile shall hear what the trouble is.
                 self.trouble = connect_failure(error, self._address.place, self._name)
                 await self._revive(self._server)
-                connection = await self._attempt(arguments)
+                connection = await self._attempt()
         except DatabaseUnavailable as failure:
             self.trouble = failure
             raise
@@ -114,34 +107,35 @@ class Connector:
         self.trouble = None
         return connection
 
-    async def _attempt(self, arguments: dict[str, Any]) -> asyncpg.Connection[asyncpg.Record]:
+    async def _attempt(self) -> Session:
         # A server that says nothing uses up all the time that a caller has, each time, and those after it are
         # never reached: the one whose silence was longest ago is the most likely to be back.
         *others, last = attempts = sorted(
             self._address.attempts(), key=lambda server: self._silent.get(_place_of(server), 0.0)
         )
-        arguments = {**arguments, "timeout": CONNECT_TIMEOUT / len(attempts)}
+        seconds = CONNECT_TIMEOUT / len(attempts)
         for server in others:
             with suppress(*_NEXT_SERVER):
-                return await self._reach(server, arguments)
-        return await self._reach(last, arguments)
+                return await self._reach(server, seconds)
+        return await self._reach(last, seconds)
 
-    async def _reach(
-        self, server: dict[str, Any], arguments: dict[str, Any]
-    ) -> asyncpg.Connection[asyncpg.Record]:
-        if self._address.pooler == "transaction":
-            # The next statement may come to another server, where nothing has been prepared.
-            arguments = {**arguments, "statement_cache_size": 0}
+    async def _reach(self, server: dict[str, Any], seconds: float) -> Session:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        until = started + arguments["timeout"]
+        until = started + seconds
+        more: dict[str, Any] = {}
+        if self._address.pooler == "transaction":
+            # The next statement may come to another server, where nothing has been prepared.
+            more["statement_cache_size"] = 0
         try:
             connection: Session = await asyncpg.connect(
                 **server,
                 command_timeout=self._statement_timeout,
                 # These two PgBouncer knows, and sets them wherever it sends a statement.
                 server_settings={"application_name": "freeloop", "timezone": "UTC"},
-                **{**arguments, "connection_class": Session},
+                timeout=seconds,
+                connection_class=Session,
+                **more,
             )
         except (TimeoutError, asyncio.CancelledError):
             # Whoever is cancelled sooner went away by themselves.
@@ -237,7 +231,7 @@ class Connector:
 
     async def _probe(self) -> None:
         try:
-            connection = await self._attempt({})
+            connection = await self._attempt()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise connect_failure(error, self._address.place, self._name) from error
         connection.terminate()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, cast
+from typing import Final
 
 import asyncpg
 
@@ -69,7 +69,7 @@ class Pool:
         return sessions
 
     async def _connect(self) -> Session:
-        session = cast("Session", await self._connector.connect())
+        session = await self._connector.connect()
         try:
             await prepare(session)
         except BaseException as error:

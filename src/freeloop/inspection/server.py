@@ -29,6 +29,7 @@ _LONGEST_ANSWER: Final = 64 * 2**20  # bytes
 _READ_TIMEOUT: Final = 1.0  # seconds for a question to come: they are written at one go
 _SEND_TIMEOUT: Final = 5.0  # seconds for a piece of the answer to be read
 _ANSWER_TIMEOUT: Final = 30.0  # seconds for all of it
+_STOP_TIMEOUT: Final = 2.0  # seconds
 _PIECE: Final = 64 * 1024  # bytes sent at a time
 _LONGEST_COMMAND: Final = 500  # characters of the command line
 
@@ -73,10 +74,13 @@ class _Thread(threading.Thread):
         self._wake.setblocking(False)
 
     async def stop(self) -> None:
-        """End it, and wait until its socket is gone."""
+        """End it, and wait until its socket is gone; 2 s at most."""
         with suppress(OSError):
             self._wake.send(b"x")
-        await self._ended.wait()
+        # It may be in the middle of an answer that somebody reads slowly.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await self._ended.wait()
         self._wake.close()
 
     def run(self) -> None:

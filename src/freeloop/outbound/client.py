@@ -171,15 +171,17 @@ class Client:
         request = self._build(
             method,
             url,
-            connect_timeout=None if connect_timeout is None else _positive(connect_timeout),
+            connect_timeout=None
+            if connect_timeout is None
+            else _positive(connect_timeout, "connect_timeout"),
             max_body=max_body,
             stream=True,
             **options,
         )
-        idle = self.timeout if idle_timeout is None else _positive(idle_timeout)
+        idle = self.timeout if idle_timeout is None else _positive(idle_timeout, "idle_timeout")
         until = math.inf
         if total_timeout is not None:
-            until = time.monotonic() + _positive(total_timeout)
+            until = time.monotonic() + _positive(total_timeout, "total_timeout")
             request = request.within(min(request.timeout, total_timeout))
         response = await open_stream(self._transport, request, idle_timeout=idle, until=until)
         try:
@@ -233,7 +235,7 @@ class Client:
         )
 
 
-def _positive(seconds: float) -> float:
+def _positive(seconds: float, name: str = "timeout") -> float:
     if not 0 < seconds < math.inf:
-        raise ValueError(f"timeout is a finite number of seconds over 0, not {seconds}")
+        raise ValueError(f"{name} is a finite number of seconds over 0, not {seconds}")
     return seconds

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from freeloop.database import Database, Queries, Transaction
-from freeloop.errors import NotFound, Unprocessable
+from freeloop.errors import Conflict, NotFound, Unprocessable
 from freeloop.outbound.trace import add_trace
 from freeloop.scope import current_scope
 from freeloop.tasks import store
@@ -27,6 +27,8 @@ from freeloop.tasks.watch import Watch
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+_TRIES: Final = 10
 
 
 class Tasks:
@@ -278,8 +280,9 @@ class Tasks:
 
         Raises:
             NotFound: There is none with this id (404).
+            Conflict: It changes again and again (409): try again.
         """
-        while True:
+        for _ in range(_TRIES):
             async with self.database.transaction() as transaction:
                 found = await store.read_job(transaction, id_)
                 if found is None:
@@ -297,6 +300,10 @@ class Tasks:
                 if state not in {"queued", "running"}:
                     return False
             # It has changed since it was read: a worker has taken it, or it has ended.
+        raise Conflict(
+            f"The task {id_} could not be cancelled",
+            f"It has changed {_TRIES} times while it was looked at. Try again.",
+        )
 
     async def retry(self, id_: UUID) -> bool:
         """Start a task again that has failed or was cancelled, with the same id and arguments.

@@ -23,13 +23,11 @@ class NewJob:
         task: The task's id.
         name: The task's name.
         priority: Higher ones are taken first.
-        delay: Seconds until it may be taken.
     """
 
     task: UUID
     name: str
     priority: int = 0
-    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,14 @@ from typing import Final, Self
 from uuid import UUID
 
 from freeloop.database import Database
+from freeloop.errors import StartError
 
 logger = logging.getLogger("freeloop.tasks")
 
 _BEAT: Final = """
 update freeloop.workers set beats = beats + 1, seen_at = clock_timestamp() where id = $1 returning true
 """
+_START: Final = 10.0  # seconds
 _JOIN: Final = 10.0
 
 
@@ -57,7 +59,11 @@ class Heartbeat:
             daemon=True,
         )
         self._thread.start()
-        await started.wait()
+        try:
+            async with asyncio.timeout(_START):
+                await started.wait()
+        except TimeoutError:
+            raise StartError(f"the thread of a worker's heartbeat did not run within {_START:g} s") from None
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -140,10 +140,6 @@ class Payload:
         """Return the result out of its JSON, as Python values."""
         return self._result.validate_python(result)
 
-    def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of the arguments."""
-        return self._arguments.json_schema()
-
 
 def describe(error: ValidationError) -> str:
     """Return what is wrong in one line."""

@@ -108,7 +108,7 @@ class PgQueuerEngine:
             [job.name for job in jobs],
             [job.task.bytes for job in jobs],
             [job.priority for job in jobs],
-            [timedelta(seconds=job.delay) for job in jobs],
+            [timedelta() for _ in jobs],
         )
         return [int(each) for each in ids]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
-from freeloop.scope import Scope, find_work, scope_of
+from freeloop.scope import Scope, find_work, scope_in
 from freeloop.watch.place import name_module
 
 _CALLERS = ("starlette", "fastapi", "uvicorn")
@@ -46,7 +46,7 @@ def blame_task(task: asyncio.Task[Any] | None, frames: Iterable[FrameType]) -> B
     if task is None:
         return None
     context = read_context(task)
-    scope = None if context is None else scope_of(context)
+    scope = None if context is None else scope_in(context)
     return _describe(scope) if scope is not None else _find_request(frames)
 
 
@@ -70,7 +70,7 @@ def read_context(task: asyncio.Task[Any]) -> contextvars.Context | None:
 def _describe(scope: Scope) -> Blamed | None:
     # A task that outlives its request may serve all (a connection that was opened then): the request that has
     # ended cannot be the one to blame.
-    return Blamed(scope.route, scope.id, scope.kind, scope.started) if scope.entered else None
+    return Blamed(scope.route, scope.id, scope.kind, scope.started) if not scope.is_over else None
 
 
 def _find_request(frames: Iterable[FrameType]) -> Blamed | None:
@@ -78,6 +78,20 @@ def _find_request(frames: Iterable[FrameType]) -> Blamed | None:
         if "scope" in frame.f_code.co_varnames and name_module(frame.f_code.co_filename).startswith(_CALLERS):
             request = frame.f_locals.get("scope")
             if isinstance(request, Mapping) and request.get("type") in {"http", "websocket"}:
-                path = getattr(request.get("route"), "path", None) or request.get("path", "")
-                return Blamed(str(path), kind=str(request["type"]))
+                return Blamed(_name_route(request), kind=str(request["type"]))
     return None
+
+
+def _name_route(request: Mapping[str, Any]) -> str:
+    """Return the template of a request's route, with where it is mounted; its path where it has none yet."""
+    route = request.get("route")
+    # FastAPI keeps a route that came by include_router as it is, and its prefix in a context beside it.
+    within = request.get("fastapi")
+    context = within.get("effective_route_context") if isinstance(within, Mapping) else None
+    if context is not None and getattr(context, "original_route", None) is route:
+        route = context
+    path = getattr(route, "path", None)
+    if not isinstance(path, str):
+        return str(request.get("path", ""))
+    root = str(request.get("root_path", ""))
+    return root.removeprefix(str(request.get("app_root_path", root))) + path

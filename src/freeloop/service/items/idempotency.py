@@ -7,8 +7,7 @@ quotes included.
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -16,8 +15,6 @@ from freeloop.database import Database
 from freeloop.errors import Unprocessable
 from freeloop.service.items.model import NewItem
 from freeloop.service.items.store import StoredItem, create_item
-
-KEY_LIFETIME: Final = timedelta(hours=24)
 
 
 class Creation(NamedTuple):
@@ -32,10 +29,10 @@ class Creation(NamedTuple):
     replayed: bool
 
 
-async def create_once(
-    database: Database, key: str, item: NewItem, *, lifetime: timedelta = KEY_LIFETIME
-) -> Creation:
+async def create_once(database: Database, key: str, item: NewItem) -> Creation:
     """Create an item, or return the one that an earlier request with the same key created.
+
+    A key is known for as long as it is kept (:class:`freeloop.service.items.retention.ItemRetention`).
 
     Key and item are committed together, so there is no moment in which a crash could leave one without
     the other. A concurrent request with the same key waits for the first one to commit or roll back.
@@ -44,7 +41,6 @@ async def create_once(
         database: Where to.
         key: 1–255 printable ASCII characters.
         item: What to create.
-        lifetime: An older key counts as new.
 
     Raises:
         Unprocessable: The key was used with another body.
@@ -53,15 +49,12 @@ async def create_once(
     async with database.transaction() as transaction:
         taken = await transaction.fetch_value(
             """
-            insert into idempotency_keys as kept (key, request_hash) values ($1, $2)
-            on conflict (key) do update
-                set request_hash = excluded.request_hash, created_at = excluded.created_at
-                where kept.created_at < clock_timestamp() - $3::interval
+            insert into idempotency_keys (key, request_hash) values ($1, $2)
+            on conflict (key) do update set key = excluded.key where false -- but locked
             returning true
             """,
             key,
             digest,
-            lifetime,
         )
         if taken:
             created = await create_item(transaction, item)
@@ -76,7 +69,7 @@ async def create_once(
                 created.document,
             )
             return Creation(created, replayed=False)
-        # The key cannot expire between the two statements: its conflicting row is locked by the first.
+        # The key cannot go between the two statements: its row is locked by the first.
         [kept] = await transaction.fetch(
             "select request_hash, item_id, revision, document::text from idempotency_keys where key = $1", key
         )

@@ -49,7 +49,7 @@ def _header_values(request: Request, name: str) -> list[str]:
     return request.headers.getlist(name)
 
 
-def _if_match(
+async def _if_match(
     request: Request,
     _: Annotated[
         str | SkipJsonSchema[None],
@@ -63,7 +63,7 @@ def _if_match(
     return parse_condition("If-Match", _header_values(request, "If-Match"))
 
 
-def _if_none_match(
+async def _if_none_match(
     request: Request,
     _: Annotated[
         str | SkipJsonSchema[None],
