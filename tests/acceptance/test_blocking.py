@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from freeloop.watch.backstop import find_file
-from run_process import Processes
+from run_process import BOUND, Processes
 
 APPS = Path(__file__).with_name("apps")
 LINES = (APPS / "blocking.py").read_text().splitlines()
@@ -142,6 +142,24 @@ def test_every_way_to_block_is_found(watched, way, upstream, silent_name_server)
     assert advice in found[0]["advice"]
     assert (found[0]["steps"] > 1) == (way == "starvation")
     assert bool(found[0]["request_id"]) == (way != "callback")
+    assert {each["thread"] for each in found} == {"AnyIO worker thread" if way == "thread" else ""}
+
+
+def test_a_thread_that_held_the_gil_is_named_with_the_line_that_it_ran(watched):
+    found, until = [], time.monotonic() + BOUND
+    while not found:  # on a crowded machine it is not always sure who held the GIL
+        assert time.monotonic() < until
+        assert watched.run.get("/own-thread").status == 200
+        watched.run.get("/awaits")  # the heartbeat after it has come by then
+        found = [each for each in watched.new() if each["line"] == line_of("own-thread")]
+    (found,) = found
+    assert (found["cause"], found["thread"]) == ("thread", "cruncher")
+    # A thread that the app has started itself works for nobody that is known.
+    assert (found["function"], found["route"], found["request_id"]) == ("crunch", "", "")
+    assert found["stack"][0] == [str(APPS / "blocking.py"), line_of("own-thread"), "crunch"]
+    told = watched.run.wait_for(lambda record: record.get("held_by") == "cruncher")
+    assert told["place"] == f"{APPS / 'blocking.py'}:{line_of('own-thread')} in crunch"
+    assert "in place of a thread" in told["advice"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +225,49 @@ def test_a_block_that_holds_the_gil_for_seconds_is_known_at_once_from_outside(wa
         if delays[-1] < THRESHOLD + 2 * TICK:
             break
     assert min(delays) < THRESHOLD + 2 * TICK + 0.01, delays  # the clock of files has steps of up to 10 ms
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux shows the signals of another process")
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_without_the_timer_sigalrm_is_left_alone_and_a_block_known_once_it_is_over(loop):
+    with Processes() as processes:
+        ours = processes.freeloop("blocking:app", "--loop", loop, cwd=APPS)
+        run = processes.freeloop("blocking:app", "--loop", loop, cwd=APPS, FREELOOP_WATCH_BACKSTOP="false")
+        watched = Watched(run)
+        assert ours.get("/awaits").status == 200
+        assert [catches_alarm(each.process.pid) for each in (ours, run)] == [True, False]
+        assert find_file(ours.process.pid) is not None
+        assert find_file(run.process.pid) is None
+        assert run.get("/json").status == 200
+        found = watched.wait_for(line_of("json"))
+        assert {each["route"] for each in found} - {"/prepare"} == {"/json"}
+        assert not catches_alarm(run.process.pid)
+
+
+def catches_alarm(pid):
+    """Whether the process has a handler of its own for SIGALRM."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (caught,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
+    return bool(caught >> (signal.SIGALRM - 1) & 1)
+
+
+def test_what_is_to_be_ignored_is_no_finding_and_what_was_not_met_is_told():
+    ignored = "blocking.py:sleep=asked for; apps/blocking.py:gone=it was there once"
+    with Processes() as processes:
+        run = processes.freeloop("blocking:app", "--no-access-log", cwd=APPS, FREELOOP_WATCH_IGNORE=ignored)
+        watched = Watched(run)
+        assert run.get("/sleep").status == 200
+        assert run.get("/lock").status == 200
+        # By then the earlier one is judged too.
+        found = watched.wait_for(line_of("lock"))
+        assert {each["route"] for each in found} - {"/prepare"} == {"/lock"}
+        assert {route for route, *_ in watched.look()["blocks"]} - {"/prepare"} == {"/lock"}
+        assert run.stop() == 0
+    assert {record["route"] for record in run.records if "advice" in record} - {"/prepare"} == {"/lock"}
+    unmet = [record for record in run.records if "FREELOOP_WATCH_IGNORE" in record.get("event", "")]
+    assert [(each["place"], each["reason"]) for each in unmet] == [
+        ("apps/blocking.py:gone", "it was there once")
+    ]
 
 
 def lacked_cpu(pid):

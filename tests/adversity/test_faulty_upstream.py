@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import os
 import ssl
+import sys
 import time
 import zlib
 from contextlib import asynccontextmanager
@@ -11,7 +12,6 @@ from contextlib import asynccontextmanager
 import brotli
 import pytest
 import trustme
-from backports import zstd
 
 from freeloop.errors import (
     RedirectRefused,
@@ -26,6 +26,11 @@ from freeloop.outbound.redirects import Redirects
 from freeloop.outbound.url_policy import UrlGuard, UrlPolicy
 from freeloop.testing import FaultyUpstream, eventually
 from freeloop.testing.answers import ANSWERS, BODY, render, say
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 SEEDS = range(25)
 TIMEOUT = 0.15

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import importlib
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -25,6 +26,8 @@ from freeloop.tree.sightings import Sightings
 from tree_looks import child, look, running, settled
 
 BOUND = 0.010  # seconds that a look may hold the loop
+LOOKS, ENOUGH = 20, 3  # those that a machine busy with others may take, and those that have to hold
+counted = pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python counts no borrowed references")
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])
@@ -544,6 +547,7 @@ async def test_who_may_be_woken_by_somebody_else_is_in_no_deadlock():
     assert not seen.snapshot.deadlocks
 
 
+@counted
 async def test_a_wait_that_nobody_can_end_is_found_and_others_are_not():
     kept = asyncio.Event()
     kept_future = asyncio.get_running_loop().create_future()
@@ -583,6 +587,7 @@ async def test_a_wait_that_nobody_can_end_is_found_and_others_are_not():
     assert orphaned == {"lost_event", "lost_future", "lost_queue"}
 
 
+@counted
 async def test_a_task_that_nobody_keeps_is_found():
     async def forgotten():
         await asyncio.sleep(60)
@@ -713,19 +718,19 @@ async def test_ten_thousand_tasks_do_not_hold_the_loop(anyio_backend):
     await settled()
     tree = Tree()
     worst = []
-    for _ in range(10):  # the machine itself is late now and then
+    for _ in range(LOOKS):  # the machine itself is late now and then
         held = Held()
         seen = await held.during(lambda: sum(map(len, tree.answer({}))))
         worst.append(held.longest)
         assert seen > 10_000
-        if worst[-1] < BOUND:
+        if sum(each < BOUND for each in worst) >= ENOUGH:
             break
     snapshot = (await look(tree)).snapshot
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert len(snapshot.tasks) >= 10_000
-    assert min(worst) < BOUND
+    assert sum(each < BOUND for each in worst) >= ENOUGH, worst
 
 
 class Held:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from freeloop.tree.coroutines import Step, walk
@@ -33,9 +33,14 @@ def list_held(steps: Sequence[Step]) -> Iterator[tuple[Any, Step]]:
 
 
 def _list_managers(referents: Sequence[Any]) -> Iterator[Any]:
+    below: Any = None
     for each in referents:
         if type(each) is MethodType and each.__func__.__name__ == "__aexit__":
             yield each.__self__
+        # Since Python 3.14 the function and what it is called of lie one above the other.
+        elif type(below) is FunctionType and getattr(type(each), "__aexit__", None) is below:
+            yield each
+        below = each
 
 
 def _open(manager: Any, depth: int) -> Iterator[Any]:  # noqa: ANN401 - of any type

@@ -69,7 +69,7 @@ _TABLE: Final = (
     ),
     Remedy(
         _RELEASES,
-        ("sqlite3.",),
+        ("sqlite3.", "_sqlite3."),
         "Give the whole piece of work on the file to a thread, its connection included: "
         "'await kit.run_sync(function, …)'.",
     ),

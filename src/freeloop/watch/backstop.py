@@ -49,6 +49,8 @@ class Dump(NamedTuple):
 class Backstop:
     """The timer, for a loop in the main thread on Linux; does nothing elsewhere, or where others use SIGALRM.
 
+    Whoever sets a handler of its own for SIGALRM later on keeps it: the timer is stopped at the next look.
+
     To be made and closed in the loop's thread.
 
     Args:
@@ -57,6 +59,7 @@ class Backstop:
     """
 
     def __init__(self, catch: Callable[[int, FrameType | None], None]) -> None:
+        self._catch = catch
         self._mine = (
             hasattr(os, "memfd_create")
             and threading.current_thread() is threading.main_thread()
@@ -84,7 +87,7 @@ class Backstop:
     def arm(self, seconds: float) -> None:
         """Let it go off once the loop's thread has computed for so long, in place of what was planned."""
         if self._mine:
-            self._timer.arm(seconds)
+            self._timer.arm(seconds if self._is_ours() else 0.0)
 
     def take(self) -> Dump | None:
         """Return what was written since the last time; to be armed anew before, or it may write just now."""
@@ -102,10 +105,14 @@ class Backstop:
             self._mine = False
             # What has gone off meanwhile comes to this thread before the call returns.
             self._timer.close()
-            faulthandler.unregister(signal.SIGALRM)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            theirs = None if self._is_ours() else signal.getsignal(signal.SIGALRM)
+            faulthandler.unregister(signal.SIGALRM)  # puts back what was there when it was registered
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if theirs is None else theirs)
             os.close(self._file)
             _taken.release()
+
+    def _is_ours(self) -> bool:
+        return signal.getsignal(signal.SIGALRM) is self._catch
 
 
 def find_file(pid: int) -> Path | None:

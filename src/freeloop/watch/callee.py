@@ -72,11 +72,21 @@ def _name(node: ast.expr, frame: FrameType | None) -> str:
         found, value = _look_up(node.id, frame)
         return _name_value(value) if found else node.id
     if isinstance(node, ast.Attribute):
-        owner = _look_up(node.value.id, frame)[1] if isinstance(node.value, ast.Name) else None
-        if isinstance(owner, ModuleType) and node.attr in vars(owner):
+        owner = _find_module(node.value, frame)
+        if owner is not None and node.attr in vars(owner):
             return _name_value(vars(owner)[node.attr])
         return f"{_name(node.value, frame)}.{node.attr}".lstrip(".")
     return _name(node.func, frame) if isinstance(node, ast.Call) else ""  # open(path).read()
+
+
+def _find_module(node: ast.expr, frame: FrameType | None) -> ModuleType | None:
+    """Return the module that an expression names, such as ``urllib.request``; None: it names none."""
+    value: Any = None
+    if isinstance(node, ast.Name):
+        value = _look_up(node.id, frame)[1]
+    elif isinstance(node, ast.Attribute) and (owner := _find_module(node.value, frame)) is not None:
+        value = vars(owner).get(node.attr)
+    return value if isinstance(value, ModuleType) else None
 
 
 def _look_up(name: str, frame: FrameType | None) -> tuple[bool, Any]:

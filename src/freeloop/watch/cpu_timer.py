@@ -56,7 +56,10 @@ class CpuTimer:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def arm(self, seconds: float) -> None:
-        """Let it go off once the thread has computed for so many seconds, in place of what was set; 2 µs."""
+        """Let it go off once the thread has computed for so many seconds, in place of what was set; 2 µs.
+
+        0 stops it.
+        """
         setting = _Setting(0, 0, int(seconds), int(seconds % 1 * 1e9))
         self._libc.timer_settime(self._timer, 0, ctypes.byref(setting), None)
 
