@@ -230,7 +230,7 @@ async def test_the_scopes_deadline_holds_for_all_parts_together(client, upstream
     try:
         async with client.stream("GET", f"{upstream.url}/tap") as response:
             (lease,) = scope.leases
-            assert (lease.kind, lease.name) == ("upstream", f"{upstream.url}/tap")
+            assert (lease.kind, lease.name) == ("upstream", upstream.url)
             parts = response.aiter_bytes()
             tap.parts.put_nowait(b"one")
             assert await anext(parts) == b"one"
