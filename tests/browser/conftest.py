@@ -1,6 +1,8 @@
 """A real process under load, and Debian's Chromium that looks at its console."""
 
+import collections
 import contextlib
+import json
 import re
 import shutil
 import threading
@@ -71,6 +73,39 @@ class Shop:
         with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:  # noqa: S310 - our own server
             return answer.read().decode()
 
+    def status(self, path):
+        """Ask, and return the status, an error's too."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=70) as answer:  # noqa: S310 - our own server
+                return answer.status
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    def twin(self, page):
+        """Return the JSON of a page."""
+        return json.loads(self.get(f"/console/{page}.json"))
+
+    @contextlib.contextmanager
+    def loaded(self, path, *, callers=1, pause=0.1):
+        """Ask again and again during the block, with a pause behind each answer; give the statuses so far."""
+        over, statuses = threading.Event(), collections.deque()
+
+        def call():
+            while not over.wait(pause):
+                with contextlib.suppress(OSError):
+                    statuses.append(self.status(path))
+
+        threads = [threading.Thread(target=call) for _ in range(callers)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield statuses
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(70)
+
     def ask(self, *paths):
         """Send requests that nobody waits for; what they are answered, errors too, is in ``answers``."""
         for path in paths:
@@ -97,17 +132,14 @@ class Shop:
 @contextlib.contextmanager
 def open_shop(*arguments, **environment):
     folder = make_folder()
+    usual = {
+        "FREELOOP_DATA_DIR": folder / "data",
+        "FREELOOP_RUNTIME_DIR": folder / "run",
+        "FREELOOP_DATABASE_POOL_SIZE": 3,
+        "FREELOOP_DATABASE_ACQUIRE_TIMEOUT": 20,
+    }
     with Processes() as processes:
-        run = processes.freeloop(
-            "shop.py",
-            *arguments,
-            cwd=HERE,
-            FREELOOP_DATA_DIR=folder / "data",
-            FREELOOP_RUNTIME_DIR=folder / "run",
-            FREELOOP_DATABASE_POOL_SIZE=3,
-            FREELOOP_DATABASE_ACQUIRE_TIMEOUT=20,
-            **environment,
-        )
+        run = processes.freeloop("shop.py", *arguments, cwd=HERE, **usual | environment)
         try:
             yield Shop(run, folder)
         finally:

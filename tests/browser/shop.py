@@ -3,10 +3,12 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from freeloop import Db, Freeloop, Outbound, current_scope
+from freeloop.database import Statement
 from freeloop.source import Source
 from freeloop.tasks import progress
 
@@ -14,14 +16,36 @@ app = FastAPI(title="Shop")
 kit = Freeloop(
     app,
     database=True,
-    sources={"quotes": Source(os.environ.get("SHOP_QUOTES", "http://127.0.0.1:9"), retries=0)},
+    sources={
+        "quotes": Source(os.environ.get("SHOP_QUOTES", "http://127.0.0.1:9"), retries=0),
+        "prices": Source(
+            os.environ.get("SHOP_PRICES", "http://127.0.0.1:9"), retries=1, coalesce=True, cache=True
+        ),
+    },
 )
 released = asyncio.Event()
+counters = asyncio.Semaphore(2)
+COUNT_STOCK = Statement("select pg_sleep($1)", "count_stock")
 
 
 @app.get("/orders")
 async def list_orders(db: Db):
     return await db.fetch_value("select 1")
+
+
+@app.get("/ping")
+async def ping(): ...
+
+
+@app.get("/stock")
+async def count_stock(db: Db, seconds: float = 0.4):
+    await db.execute(COUNT_STOCK, seconds)
+
+
+@app.get("/scarce")
+async def serve_at_counter():
+    async with counters:
+        await asyncio.sleep(0.1)
 
 
 @app.get("/export")
@@ -36,9 +60,34 @@ async def report(seconds: float = 0.4):
     time.sleep(seconds)  # noqa: ASYNC251 - it is to block the loop
 
 
+@app.get("/audit")
+async def audit(seconds: float):
+    time.sleep(seconds)  # noqa: ASYNC251 - it is to block the loop
+
+
+@app.get("/count")
+async def count(seconds: float):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+@app.get("/hang")
+async def hang(until: Path):
+    for _ in range(1200):
+        if until.exists():  # noqa: ASYNC240 - it is to block the loop
+            return
+        time.sleep(0.05)  # noqa: ASYNC251 - likewise
+
+
 @app.get("/quotes")
 async def quote(outbound: Outbound):
     await outbound.get("/latest", source="quotes")
+
+
+@app.get("/prices/{name}")
+async def read_price(outbound: Outbound, name: str):
+    await outbound.get(f"/{name}", source="prices")
 
 
 @app.get("/fail")
@@ -102,6 +151,11 @@ async def import_rows(total: int) -> None:
     await released.wait()
 
 
+@kit.task(queue="archive", retries=0)
+async def archive(year: int) -> None:
+    await released.wait()
+
+
 @kit.task()
 async def remind(customer: str) -> str:
     return customer
@@ -115,6 +169,7 @@ async def start(name: str, delay: float = 0):
     calls = {
         "invoice": lambda: send_invoice.bind(7),
         "import": lambda: import_rows.bind(400),
+        "archive": lambda: archive.bind(2025),
         "remind": lambda: remind.bind("Ada"),
     }
     handle = await kit.tasks.start(calls[name](), delay=delay)

@@ -27,6 +27,17 @@ def test_twenty_viewers_take_two_percent_of_a_core_at_most(shop):
     assert statistics.median(taken) <= MOST, (alone, watched)
 
 
+def test_a_page_is_sent_at_most_once_a_second(shop):
+    began, received = time.monotonic(), b""
+    with socket.create_connection(("127.0.0.1", shop.run.port), 30) as viewer:
+        viewer.sendall(b"GET /console/now/live HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % shop.run.port)
+        while received.count(b"event: sample\n") < 5:
+            part = viewer.recv(65536)
+            assert part, "the stream has ended"
+            received += part
+    assert time.monotonic() - began >= 3.9  # four pauses lie between five of them; a timer may end early
+
+
 def measure(pid):
     """Return the share of a core that a process uses."""
     clock = (~pid << 3) | 2  # clock_getcpuclockid(3) of Linux

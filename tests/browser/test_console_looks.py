@@ -20,10 +20,15 @@ def _trouble(shop):
     shop.ask("/export", "/wait", "/fail", "/quotes", "/deadlock")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize(("locale", "title"), [("en-GB", "Requests"), ("zh-TW", "請求")])
-def test_every_page_in_every_look(visit, width, locale, title):
-    page = visit(width=width, locale=locale, scheme="dark" if width == 390 else "light")
+@pytest.mark.parametrize(
+    ("width", "scheme", "locale", "title"),
+    [
+        *((1280, "light", "en-GB", "Requests"), (1280, "dark", "zh-TW", "請求")),
+        *((390, "light", "zh-TW", "請求"), (390, "dark", "en-GB", "Requests")),
+    ],
+)
+def test_every_page_in_every_look(visit, width, scheme, locale, title):
+    page = visit(width=width, locale=locale, scheme=scheme)
     for name in PAGES:
         page.open(name)
         page.wait_until(f"{UPDATES} >= 1")

@@ -1,4 +1,4 @@
-"""Each page shows the truth of a trouble that was made for it, and changes by itself."""
+"""Each page shows the truth of a trouble that was made for it, and changes by itself, while others ask."""
 
 import json
 import re
@@ -6,15 +6,10 @@ import re
 import pytest
 
 
-def test_nothing_is_wrong_at_first(visit, shop):
-    shop.get("/orders")
-    page = visit()
-    page.open("now")
-    page.see("Nothing is wrong.", "#diagnosis")
-    page.see(
-        "no durable tasks" if "no durable" in page.page.inner_text("#tile-tasks") else "waiting",
-        "#tile-tasks",
-    )
+@pytest.fixture(scope="module", autouse=True)
+def _load(shop):
+    with shop.loaded("/ping", callers=2):
+        yield
 
 
 def test_the_charts_grow_by_themselves(visit, shop):
@@ -42,6 +37,25 @@ def test_a_blocked_loop(visit, shop):
     page.see("in report", "article.block pre")
     page.wait_updates(0)
     assert page.page.locator("article.block details").first.get_attribute("open") is not None
+
+
+def test_what_blocked_for_longest_in_all_stands_first_with_its_cause(visit, shop):
+    shop.get("/count?seconds=0.5")
+    shop.get("/audit?seconds=3")  # longer than all that other tests here block for
+    page = visit()
+    page.open("blocks")
+    page.wait_until(BLOCKS + ".some(([place]) => place.endsWith('in count'))")
+    (first, cause), *others = page.page.evaluate(BLOCKS)
+    assert first.endswith("in audit")
+    assert "waits without await" in cause
+    (computing,) = [cause for place, cause in others if place.endswith("in count")]
+    assert "computes" in computing or "holds the GIL" in computing  # which, is not sure on a busy machine
+    found = shop.twin("blocks")["blocks"]
+    assert [each["seconds"] for each in found] == sorted((each["seconds"] for each in found), reverse=True)
+
+
+BLOCKS = """[...document.querySelectorAll("article.block")].map((block) =>
+    [block.querySelector("h2").textContent.trim(), block.querySelector("p").textContent])"""
 
 
 def test_an_empty_pool(visit, shop):
@@ -100,6 +114,8 @@ def test_a_task_that_nobody_keeps_is_told_above_the_tree(visit, shop):
     page.open("tree")
     page.see("unkept", ".sentence.warning")
     page.see("is awaited by nobody and kept by nobody", ".sentence.warning")
+    (tree,) = shop.twin("tree")["trees"]
+    assert "unkept" in [each["lint"] for each in tree["findings"]]
 
 
 def test_a_deadlock(visit, shop):
@@ -110,7 +126,7 @@ def test_a_deadlock(visit, shop):
     page.open("tree")
     page.see("Deadlock of 2 tasks", ".deadlock")
     page.see("shop.py", ".deadlock")
-    page.see("/deadlock", "details.branch")
+    page.see("/deadlock", "details.branch:has-text('/deadlock')")
     page.page.fill("input[name=q]", "no such thing")
     page.page.press("input[name=q]", "Enter")
     page.see("No task fits.")
@@ -127,6 +143,8 @@ def test_an_open_breaker(visit, shop):
     page.open("upstreams")
     page.see("quotes", "#sources")
     page.page.wait_for_selector("#sources .breaker.open, #sources .breaker.half-open")
+    page.open("now")
+    page.see("1", "#tile-breakers .value")
 
 
 def test_a_failing_task_is_shown_and_tried_again(visit, shop):
@@ -140,7 +158,7 @@ def test_a_failing_task_is_shown_and_tried_again(visit, shop):
     page.see("The task send_invoice failed", "#diagnosis")
     page.open("tasks")
     page.page.click(f"#fail-{id_} button")
-    shop.logged("task: retry by hand", task_id=id_, done=True)
+    shop.logged("task: retry by hand", task_id=id_, done=True, by="127.0.0.1")
     page.see("attempt 2", f"#fail-{id_}")
 
 
@@ -151,7 +169,7 @@ def test_a_running_task_shows_its_progress_and_is_cancelled(visit, shop):
     page.see("100 / 400 reading", f"#run-{id_}")
     page.page.click(f"#run-{id_} button")
     page.see("Cancelled", f"#r-{id_}")
-    shop.logged("task: cancel by hand", task_id=id_, done=True)
+    shop.logged("task: cancel by hand", task_id=id_, done=True, by="127.0.0.1")
 
 
 def test_a_task_that_waits_for_its_time_runs_now(visit, shop):
@@ -160,7 +178,28 @@ def test_a_task_that_waits_for_its_time_runs_now(visit, shop):
     page.open("tasks?name=remind")
     page.see("Waiting", f"#r-{id_}")
     page.page.click(f"#r-{id_} button:has-text('Run now')")
+    shop.logged("task: run by hand", task_id=id_, done=True, by="127.0.0.1")
     page.see("Succeeded", f"#r-{id_}")
+
+
+def test_tasks_are_counted_by_name_and_their_workers_are_named(visit, shop):
+    running = json.loads(shop.get("/start/archive"))
+    later = [json.loads(shop.get("/start/archive?delay=3600")) for _ in range(2)]
+    page = visit()
+    page.open("tasks")
+    page.wait_until(QUEUE + " == 'archive archive 1 0 2'")  # name, queue, running, waiting, later
+    page.see(str(shop.run.process.pid), "section:has(> h2:text-is('Workers'))")
+    page.page.click(f"#run-{running} button")
+    for id_ in later:
+        page.page.click(f"#r-{id_} button:has-text('Cancel')")
+    page.wait_until(QUEUE + " == 'archive archive 0 0 0'")
+
+
+QUEUE = """(() => {
+    const row = [...document.querySelectorAll("#queues tbody tr")].find(
+        (each) => each.cells[0].textContent == "archive");
+    return row && [...row.cells].map((cell) => cell.textContent.trim()).join(" ");
+})()"""
 
 
 def test_schedules_are_shown(visit):

@@ -1,8 +1,11 @@
 """Several processes appear as one, with a switch for each."""
 
+import contextlib
 import json
+import time
 
 import pytest
+from terminal import Terminal, where
 
 from conftest import open_shop
 
@@ -37,3 +40,35 @@ def test_a_request_of_either_is_cancelled_from_either(visit, shop):
         page.page.locator("#live-requests a").first.click()
         page.page.click("#opened button:has-text('Cancel it')")
         page.see("This one has ended.", "#gone")
+
+
+def test_a_worker_whose_loop_hangs_is_told_by_the_other(visit, shop, tmp_path):
+    over = tmp_path / "over"
+    try:
+        shop.ask(f"/hang?until={over}")
+        hung = wait_hung(shop)
+        assert hung in shop.twin("now")["processes"]
+        page = visit()  # only who does not hang takes its connection
+        page.open("now")
+        page.see(f"The event loop of process {hung} hangs", "#diagnosis")
+        page.open("tree")
+        page.see("The loop hangs.", f"#p{hung}")
+        page.see("in hang", f"#p{hung} pre")
+        with Terminal("top", **where(shop)) as terminal:
+            terminal.see(f"The event loop of process {hung} hangs")
+        page.open("now")
+        page.see(f"The event loop of process {hung} hangs", "#diagnosis")
+    finally:
+        over.touch()
+    page.wait_until("!document.querySelector('[data-code=hung]')")
+
+
+def wait_hung(shop):
+    """Return the process that the other one says hangs."""
+    until, sentences = time.monotonic() + 30, None
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):  # the one that hangs has just taken the connection
+            sentences = json.loads(shop.get("/console/now.json", timeout=5))["sentences"]
+            if hung := [each["values"]["process"] for each in sentences if each["code"] == "hung"]:
+                return hung[0]
+    raise AssertionError(sentences)

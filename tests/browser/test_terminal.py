@@ -1,111 +1,30 @@
 """The same truth in a terminal: top, blocks, tasks and doctor."""
 
-import fcntl
 import json
 import os
-import pty
-import re
 import socket
-import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from terminal import Terminal, where
+from typer.main import get_command
+
+from conftest import open_shop
+from freeloop.cli import app
 
 HERE = Path(__file__).parent
 
 
-def where(shop):
-    return {
-        "FREELOOP_RUNTIME_DIR": str(shop.folder / "run"),
-        "FREELOOP_DATA_DIR": str(shop.folder / "data"),
-    }
-
-
-class Terminal:
-    """A command in a terminal of its own: what it has drawn, what is typed, and how large it is."""
-
-    def __init__(self, *arguments, **environment):
-        self.file, inner = pty.openpty()
-        self.before = termios.tcgetattr(inner)
-        self.resize(24, 100)
-        self.drawn = ""
-        self._more = threading.Condition()
-        self.inner = inner
-        # A session of its own, whose terminal this is: only then Ctrl-C and a new size reach the command.
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, *arguments],
-            env={**os.environ, "TERM": "xterm-256color", **environment},
-            stdin=inner,
-            stdout=inner,
-            stderr=inner,
-            start_new_session=True,
-        )
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        os.close(self.inner)
-
-    def _read(self):
-        while data := _read_some(self.file):
-            with self._more:
-                self.drawn += data.decode("utf-8", "replace")
-                self._more.notify_all()
-        os.close(self.file)
-
-    def see(self, text, *, after=0):
-        """Wait until something is drawn; return where."""
-        with self._more:
-            assert self._more.wait_for(lambda: text in self.drawn[after:], 30), self.drawn[-3000:]
-            return self.drawn.index(text, after)
-
-    def see_width(self, columns):
-        """Wait until a whole picture is drawn that fills so many columns."""
-
-        def find():
-            for picture in self.drawn.split("\x1b[H")[-3:-1]:  # the last may be half of one
-                lines = re.sub(r"\x1b\[[\d;?]*[a-z]", "", picture).splitlines()
-                if {len(line) for line in lines} == {columns}:
-                    return True
-            return False
-
-        with self._more:
-            assert self._more.wait_for(find, 30), self.drawn[-3000:]
-
-    def type(self, keys):
-        os.write(self.file, keys.encode())
-
-    def resize(self, rows, columns):
-        fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-_RUN = (
-    "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from freeloop.cli import main; main()"
-)
-
-
-def _read_some(file):
-    try:
-        return os.read(file, 65536)
-    except OSError:  # nobody has the other end any more
-        return b""
-
-
 @pytest.fixture
 def freeloop(shop):
-    def run(*arguments, code=0, cwd=HERE):
+    def run(*arguments, code=0, cwd=HERE, **environment):
         done = subprocess.run(
             [sys.executable, "-m", "freeloop", *arguments],
-            env={**os.environ, **where(shop), "COLUMNS": "160"},
+            env={**os.environ, **where(shop), "COLUMNS": "160", **environment},
             cwd=cwd,
             capture_output=True,
             text=True,
@@ -176,6 +95,66 @@ def test_blocks_ps_and_tasks_tell_each_trouble(shop, freeloop):
     assert json.loads(freeloop("tasks", "cancel", id_, "--json"))["id"] == id_
 
 
+def list_commands(group, *words):
+    """Yield the words of each command, from the command line itself."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from list_commands(command, *words, name)
+        else:
+            yield (*words, name)
+
+
+def test_every_command_that_prints_prints_json(shop, freeloop):
+    id_ = json.loads(shop.get("/start/invoice"))
+    shop.logged("task failed", task_id=id_)
+    arguments = {
+        ("blocks",): (),
+        ("doctor",): ("shop.py",),
+        ("migrate",): ("--plan",),
+        ("ps",): (),
+        ("settings",): (),
+        ("top",): (),
+        ("tasks", "list"): (),
+        ("tasks", "show"): (id_,),
+        ("tasks", "cancel"): (id_,),
+        ("tasks", "retry"): (id_,),
+    }
+    serving = {("serve",), ("run",), ("worker",)}  # they print nothing but their log
+    assert {*list_commands(get_command(app))} == arguments.keys() | serving
+    for command, given in arguments.items():
+        told = freeloop(*command, *given, "--json")
+        assert isinstance(json.loads(told), dict | list), command
+
+
+def test_ps_lists_several_processes_as_json(shop, freeloop):
+    with open_shop(FREELOOP_RUNTIME_DIR=shop.folder / "run") as other:
+        listed = json.loads(freeloop("ps", "--json"))
+    assert {each["pid"] for each in listed} == {shop.run.process.pid, other.run.process.pid}
+    assert all("shop.py" in each["title"] for each in listed)
+
+
+def test_each_trouble_is_told_on_a_terminal(shop):
+    id_ = json.loads(shop.get("/start/invoice"))
+    shop.logged("task failed", task_id=id_)
+    shop.get("/report")
+    shop.ask(*["/export?seconds=25"] * 3, "/deadlock", *["/quotes"] * 25)
+    see_now(shop, "deadlock")
+    shop.ask("/orders", "/orders")
+    with Terminal("top", **where(shop)) as terminal:
+        terminal.see("Deadlock: ")
+        terminal.see("blocked the event loop for")
+        terminal.see("The pool 'main' is empty: /export holds 3 of 3")
+        terminal.see("quotes fails and is left alone")
+    for command, told in (
+        (("blocks",), "Write 'await asyncio.sleep(seconds)'."),
+        (("ps",), "a connection of pool 'main' (3 of 3 lent)"),
+        (("tasks", "list"), "ConnectionRefusedError: no printer for invoice 7"),
+    ):
+        with Terminal(*command, **where(shop)) as terminal:
+            terminal.see(told)
+            assert terminal.process.wait(20) == 0
+
+
 def test_a_process_that_is_not_there(freeloop):
     freeloop("top", "no-such-app", "--once", code=1)
 
@@ -187,12 +166,14 @@ def test_doctor_finds_what_an_app_will_stumble_over(freeloop, tmp_path):
         "@app.get('/a')\n@deadline(None)\nasync def a():\n    time.sleep(1)\n"
         "@app.get('/b')\ndef b():\n    pass\n"
     )
-    found = json.loads(freeloop("doctor", "main:app", "--json", code=1, cwd=tmp_path))
+    found = json.loads(freeloop("doctor", "main:app", "--json", code=1, cwd=tmp_path, FREELOOP_PROT="1"))
     assert {(each["check"], each["severity"]) for each in found} == {
+        ("settings", "problem"),
         ("calls", "problem"),
         ("deadline", "problem"),
         ("sync", "note"),
     }
+    assert all(each["remedy"] for each in found)  # what to do
     assert freeloop("doctor", "shop.py").startswith("0 problems")
 
 

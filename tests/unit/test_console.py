@@ -3,8 +3,11 @@
 import asyncio
 import re
 import string
+import threading
+import time
 import tomllib
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
@@ -12,8 +15,13 @@ from fastapi import FastAPI
 import freeloop.console
 from freeloop import Freeloop
 from freeloop.console import access
-from freeloop.console.live import Shared
+from freeloop.console.app import Console
 from freeloop.console.texts import LANGUAGES, Texts, choose_language, load_texts, say_number, say_seconds
+from freeloop.errors import InspectionFailed
+from freeloop.insights import Insights
+from freeloop.insights.looks import PATIENCE, REST, SHORTEST, SharedLook
+from freeloop.insights.shared import Shared
+from freeloop.tree import Snapshot, Tree
 from serving import served
 
 HERE = Path(freeloop.console.__file__).parent
@@ -165,7 +173,7 @@ async def test_an_app_has_it_where_it_says_and_keeps_its_own_routes(app_with_con
 
 
 async def test_where_the_waits_cannot_be_read_now_says_so(app_with_console, monkeypatch, caplog):
-    def look(_):
+    def look(_, **options):
         raise KeyError("_fut_waiter")
 
     async with served(app_with_console, lifespan="on") as (client, _):
@@ -175,3 +183,167 @@ async def test_where_the_waits_cannot_be_read_now_says_so(app_with_console, monk
             assert "KeyError" in await answer.text()
     (record,) = [record for record in caplog.records if "could not be read" in record.message]
     assert record.exc_info[0] is KeyError
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_every_picture_of_the_console_is_on_its_page():
+    pictures = {path.name for path in (DOCS / "images").glob("console-*.png")}
+    assert len(pictures) >= 7
+    assert set(re.findall(r"\(images/(console-[\w-]+\.png)\)", (DOCS / "console.md").read_text())) == pictures
+
+
+def list_actions():
+    """Return the path of each action of the console, from its routes."""
+    routes = Console(None, title="", token=None)._app.routes
+    paths = [route.path for route in routes if "POST" in route.methods]
+    return [
+        path.replace("{id:uuid}", str(uuid4())).replace("{action}", action)
+        for path in paths
+        for action in (("cancel", "retry", "run") if "{action}" in path else ("",))
+    ]
+
+
+def test_there_are_actions():
+    assert len(list_actions()) == 7
+    assert {path.rpartition("/")[2] for path in list_actions()} == {
+        *("login", "logout", "language", "cancel", "retry", "run")
+    }
+
+
+@pytest.mark.parametrize("action", range(7))
+async def test_each_action_is_taken_from_a_page_of_our_own_only(app_with_console, action):
+    async with served(app_with_console, lifespan="on") as (client, server):
+        port = server.servers[0].sockets[0].getsockname()[1]
+        path, own = f"/ops{list_actions()[action]}", f"http://127.0.0.1:{port}"
+        for origin in (None, "null", "http://127.0.0.1", "http://evil.example"):
+            headers = {} if origin is None else {"Origin": origin}
+            async with client.post(path, headers=headers, allow_redirects=False) as answer:
+                assert answer.status == 403, origin
+                assert "did not come from a page of the console" in await answer.text()
+        async with client.post(path, headers={"Origin": own}, allow_redirects=False) as answer:
+            assert answer.status in {200, 303, 404, 422}  # it was looked at; there is no such task
+
+
+class Looks:
+    """Makes looks, of which each takes so long by a clock of its own; counts them."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.made = 0
+        self.takes = 0.01
+        self.hung = False
+        self.fails = False
+        self.shared = SharedLook(self._look, clock=lambda: self.now)
+
+    def _look(self):
+        self.made += 1
+        self.now += self.takes
+        if self.fails:
+            raise InspectionFailed("KeyError: it is not there")
+        return Snapshot(pid=1, loop="", hung=self.hung)
+
+
+@pytest.mark.parametrize(
+    ("takes", "hung", "good_for"),
+    [(0.0, False, SHORTEST), (0.01, False, SHORTEST), (0.3, False, REST * 0.3), (PATIENCE, True, SHORTEST)],
+)
+def test_a_look_serves_all_who_ask_for_as_long_as_it_may_cost(takes, hung, good_for):
+    looks = Looks()
+    looks.takes, looks.hung = takes, hung
+    assert looks.shared.fresh is None
+    first = looks.shared.get()
+    looks.now += good_for - 0.01
+    assert looks.shared.get() is looks.shared.fresh is first
+    looks.now += 0.02
+    assert looks.shared.fresh is None
+    assert looks.shared.get() is not first
+    assert looks.made == 2
+
+
+def test_looking_takes_a_twentieth_of_a_core_at_most_however_often_it_is_asked():
+    looks = Looks()
+    looks.takes = 0.3
+    began = looks.now
+    while looks.now < began + 1000:
+        looks.shared.get()
+        looks.now += 0.05
+    assert looks.made * looks.takes <= 0.05 * (looks.now - began) + looks.takes
+    assert looks.made * looks.takes >= 0.04 * (looks.now - began)
+
+
+def test_a_look_that_failed_is_not_tried_again_at_once():
+    looks = Looks()
+    looks.fails = True
+    for _ in range(3):
+        with pytest.raises(InspectionFailed, match="KeyError: it is not there"):
+            looks.shared.get()
+    assert looks.made == 1
+    looks.fails = False
+    looks.now += SHORTEST
+    assert looks.shared.get().pid == 1
+
+
+def test_one_look_is_made_at_a_time():
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def look():
+        made.append(1)
+        begun.set()
+        assert go_on.wait(30)
+        return Snapshot(pid=1, loop="")
+
+    shared = SharedLook(look)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(shared.get())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(30)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert len({id(each) for each in found}) == len(made) == 1
+    assert len(found) == 8
+
+
+async def test_twenty_viewers_of_different_things_cause_as_many_looks_as_one(app_with_console, monkeypatch):
+    here, over, looks, answers = asyncio.Semaphore(0), asyncio.Event(), [], []
+
+    @app_with_console.get("/held/{number}")
+    async def hold(number: int):
+        here.release()
+        await over.wait()
+
+    look, answer = Tree.look, Insights.answer
+    monkeypatch.setattr(Tree, "look", lambda self, **options: looks.append(1) or look(self, **options))
+    monkeypatch.setattr(Insights, "answer", lambda self, of: answers.append(of) or answer(self, of))
+    async with served(app_with_console, lifespan="on") as (client, _):
+        held = [asyncio.create_task(client.get(f"/held/{number}")) for number in range(20)]
+        for _ in held:
+            await here.acquire()
+        async with client.get("/ops/requests.json") as told:
+            numbers = [each["number"] for each in (await told.json())["live"]]
+        assert len(numbers) == 20
+        began = time.monotonic()
+        looks.clear()
+        answers.clear()
+
+        async def view(path):
+            async with client.get(f"/ops/{path}") as told:
+                assert told.status == 200
+                return await told.json()
+
+        seen = await asyncio.gather(
+            *(view(f"requests.json?open={number}&q=/held&sort=route") for number in numbers),
+            *(view(f"tree.json?q={word}") for word in map("held{}".format, range(20))),
+        )
+        # One viewer who comes back at once each time causes as many in that time.
+        seconds = time.monotonic() - began
+        assert len(looks) <= 1 + seconds / SHORTEST
+        assert len(answers) <= 1 + seconds / 0.4
+        assert {each["open"]["number"] for each in seen[:20]} == {*numbers}
+        assert all("hold" in str(each["tree"]["rows"]) for each in seen[:20])
+        over.set()
+        for each in held:
+            (await each).close()

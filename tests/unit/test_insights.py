@@ -1,6 +1,7 @@
 """What is wrong, by a table; samples of several processes as one; rings that are bounded."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,3 +124,21 @@ def test_shared_calls_are_a_part_of_all_that_needed_an_answer():
     )
     assert source.calls == 20
     assert replace(source, retries=None, hedges=None, shared=None).calls == 13
+
+
+@pytest.mark.parametrize("late", [-0.0004, 0.0, 0.3])
+def test_each_second_has_one_sample_also_where_timers_end_early(monkeypatch, late):
+    recorder = Recorder(lambda: Gauges(0, 0, None, 0.0, 0, 0, 0, 0, None))
+    timers = []
+    recorder._loop = SimpleNamespace(call_later=lambda seconds, call: timers.append((seconds, call)))
+    clock = SimpleNamespace(now=100.25, time=lambda: clock.now)
+    monkeypatch.setattr("freeloop.insights.recorder.time", clock)
+    recorder._set_timer()
+    for _ in range(20):
+        seconds, call = timers.pop()
+        clock.now += max(0.0, seconds + late)
+        call()
+    assert [each.at for each in recorder.samples] == [*range(101, 121)]
+    clock.now = 50.5  # it was set back
+    recorder._set_timer()
+    assert 0 < timers.pop()[0] <= 1

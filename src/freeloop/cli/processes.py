@@ -25,10 +25,11 @@ def find_app(wanted: str | None) -> list[Path]:
     folder = read_settings().runtime_dir
     if folder is None:
         raise InspectionFailed("FREELOOP_RUNTIME_DIR is none: processes open no socket then")
-    titles = {each.path: f"{each.pid} {each.title}" for each in find_processes(folder)}
-    matching = {each.path for each in find_processes(folder) if wanted is None or each.matches(wanted)}
+    processes = find_processes(folder)
+    titles = {each.path: f"{each.pid} {each.title}" for each in processes}
+    matching = {each.path for each in processes if wanted is None or each.matches(wanted)}
     groups: dict[int, list[Path]] = {}
-    for _, path, group in list_groups(folder):
+    for _, path, group in list_groups(processes):
         groups.setdefault(group, []).append(path)
     found = [paths for paths in groups.values() if matching.intersection(paths)]
     if len(found) == 1:

@@ -45,8 +45,12 @@ def ps(
                 f"FREELOOP_RUNTIME_DIR ({folder})."
             )
         if process is None and len(found) > 1:
-            for each in found:
-                typer.echo(f"{each.pid:>8}  {each.title}")
+            if json:
+                listed = [{"pid": each.pid, "title": each.title, "silent": each.silent} for each in found]
+                typer.echo(orjson.dumps(listed, option=orjson.OPT_INDENT_2))
+            else:
+                for each in found:
+                    typer.echo(f"{each.pid:>8}  {each.title}")
             return
         if found[0].silent:
             raise InspectionFailed(

@@ -62,8 +62,9 @@ def _line(task: TaskStatus) -> str:
 
 
 @tasks.command()
-def show(task: Id) -> None:
-    """Show all that is known of a task, as JSON."""
+def show(task: Id, json: Json = False) -> None:
+    """Show all that is known of a task, as JSON, with or without --json."""
+    del json  # every command that prints takes it
 
     async def run(found: Tasks) -> str:
         return (await found.read(task)).model_dump_json(indent=2)

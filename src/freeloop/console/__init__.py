@@ -1,7 +1,7 @@
 """The console: pages that show what insights tell, live, and act on it. May be imported by the kit.
 
-``app`` has the routes, ``pages`` says what each page reads, ``live`` renders it once for all who look,
-``access`` decides who may, ``texts`` is the catalogue, ``beside`` puts it next to the app.
+``app`` has the routes, ``pages`` says what each page reads, ``render`` makes HTML of it, ``access`` decides
+who may, ``texts`` is the catalogue, ``beside`` puts it next to the app.
 """
 
 from freeloop.console.app import Console

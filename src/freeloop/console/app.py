@@ -21,13 +21,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from freeloop.console import access
-from freeloop.console.live import Shared
 from freeloop.console.pages import PAGES, Filters, Page
 from freeloop.console.render import Renderer
 from freeloop.console.texts import LANGUAGES, choose_language
 from freeloop.errors import FreeloopError
 from freeloop.insights import Fleet
 from freeloop.insights.answers import HistoryAnswer
+from freeloop.insights.shared import Shared
 
 logger = logging.getLogger("freeloop.console")
 
@@ -347,7 +347,9 @@ async def _read_form(request: Request) -> dict[str, str]:
 
 
 def _json(value: object) -> Response:
-    return Response(orjson.dumps(value, default=_dump), media_type="application/json")
+    # Tasks are named by their numbers, which JSON has as text.
+    text = orjson.dumps(value, default=_dump, option=orjson.OPT_NON_STR_KEYS)
+    return Response(text, media_type="application/json")
 
 
 def _dump(value: Any) -> object:  # noqa: ANN401 - what orjson does not know

@@ -6,19 +6,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from freeloop.database.statements import Statement
 from freeloop.errors import FreeloopError
+from freeloop.insights.shared import Shared
 from freeloop.tasks import State, Tasks, TaskStatus
 from freeloop.tasks.schedules import Schedule
 
 logger = logging.getLogger("freeloop.console")
 
 _EVERY: Final = 5.0  # seconds between two counts of those that wait
+_GOOD_FOR: Final = 1.0  # seconds that what is the same for all who look serves them
 _MOST: Final = 100_000  # of each name are counted
 
 # By the index on what is queued; the history has none by state, which would cost each task.
@@ -149,6 +151,7 @@ class TaskInsights:
     def __init__(self, tasks: Tasks) -> None:
         self.waiting: int | None = None
         self._tasks = tasks
+        self._same_for_all: Shared[TasksAnswer] = Shared()
 
     @property
     def present(self) -> bool:
@@ -195,10 +198,14 @@ class TaskInsights:
         """
         if not self.present:
             return TasksAnswer()
+        answer = await self._same_for_all.get(None, _GOOD_FOR, self._read_same)
+        page = await self._tasks.list(limit=25, state=state, name=name, before=before)
+        return replace(answer, recent=tuple(page.tasks), next=page.next)
+
+    async def _read_same(self) -> TasksAnswer:
         database = self._tasks.database
         counts = {row["name"]: row for row in await database.fetch(_COUNTS)}
         ids = [row["id"] for row in await database.fetch(_RUNNING)]
-        page = await self._tasks.list(limit=25, state=state, name=name, before=before)
         failed = await self._tasks.list(limit=10, state="failed")
         return TasksAnswer(
             present=True,
@@ -207,8 +214,6 @@ class TaskInsights:
             running=tuple([await self._tasks.read(id_) for id_ in ids[:20]]),
             failed=tuple(failed.tasks),
             schedules=tuple(await self._tasks.schedules.list()),
-            recent=tuple(page.tasks),
-            next=page.next,
         )
 
     def _queues(self, counts: dict[str, Any]) -> Sequence[Queue]:
@@ -250,6 +255,7 @@ class TaskInsights:
         """
         actions = {"cancel": self._tasks.cancel, "retry": self._tasks.retry, "run": self._run_now}
         done = await actions[action](id_)
+        self._same_for_all.clear()
         logger.warning("task: %s by hand", action, extra={"task_id": str(id_), "done": done, "by": who})
         return done
 

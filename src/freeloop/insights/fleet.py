@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +24,13 @@ from freeloop.insights.answers import (
     UpstreamsAnswer,
 )
 from freeloop.insights.durable import TaskInsights
+from freeloop.insights.looks import SharedLook
 from freeloop.insights.merge import merge
 from freeloop.insights.process import Insights
-from freeloop.inspection import ask, find_processes
+from freeloop.insights.shared import Shared
+from freeloop.inspection import Process, ask, find_processes
 from freeloop.tree.model import Snapshot as TreeSnapshot
 from freeloop.tree.model import read_snapshot
-
-logger = logging.getLogger("freeloop.console")
 
 KINDS: Final[Mapping[str, type[Any]]] = {
     "now": Snapshot,
@@ -41,11 +41,12 @@ KINDS: Final[Mapping[str, type[Any]]] = {
     "upstreams": UpstreamsAnswer,
 }
 _TIMEOUT: Final = 3.0  # seconds that one of them may take to answer
+_GOOD_FOR: Final = 0.5  # seconds that an answer serves whoever asks, whatever is shown of it
 _LOOK_EVERY: Final = 5.0  # seconds between two looks at which processes there are, and who waits for whom
 
 
 class Fleet:
-    """Asks all processes of an app, or one of them.
+    """Asks all processes of an app, or one of them: once for all who ask at about the same time.
 
     Args:
         own: This process.
@@ -58,6 +59,11 @@ class Fleet:
         self.tasks = tasks
         self._folder = folder
         self._peers: dict[int, Path] = {}
+        self._silent: tuple[int, ...] = ()
+        self._answers: Shared[Any] = Shared()
+        # With a lock for each: who waits for a look takes no thread, of which an app has few.
+        self._looks: dict[int, tuple[SharedLook, asyncio.Lock]] = {}
+        self._own_look = own.tree, asyncio.Lock()
         self._looked = -_LOOK_EVERY
         self._rings: tuple[tuple[int, int], ...] = ()
         self._rings_at = -_LOOK_EVERY
@@ -66,7 +72,7 @@ class Fleet:
 
     async def list_processes(self) -> list[int]:
         """Return their numbers, this one's included."""
-        return sorted([self.own.process, *await self._find_peers()])
+        return sorted([self.own.process, *await self._find_peers(), *self._silent])
 
     async def answer(self, question: str, process: int | None = None) -> Any:  # noqa: ANN401 - as KINDS has it
         """Answer a question for all processes, or for one of them.
@@ -75,6 +81,10 @@ class Fleet:
             question: A key of :data:`KINDS`.
             process: Which one; None: all of them.
         """
+        key = (question, process)
+        return await self._answers.get(key, _GOOD_FOR, partial(self._ask, question, process))
+
+    async def _ask(self, question: str, process: int | None) -> Any:  # noqa: ANN401 - as KINDS has it
         peers = await self._find_peers()
         own = [self.own.answer(question)] if process in {None, self.own.process} else []
         asked = {pid: path for pid, path in peers.items() if process in {None, pid}}
@@ -84,7 +94,7 @@ class Fleet:
         )
         found: list[Answer] = [*own, *(each for each in answers if not isinstance(each, BaseException))]
         merged: Any = merge(found) if found else KINDS[question]()
-        silent = tuple(
+        silent = tuple(pid for pid in self._silent if process in {None, pid}) + tuple(
             pid for pid, each in zip(asked, answers, strict=True) if isinstance(each, BaseException)
         )
         if isinstance(merged, Snapshot):
@@ -114,32 +124,38 @@ class Fleet:
     async def _count_rings(self) -> None:
         try:
             trees = await self.look()
-        except Exception as error:
-            # A look reads what asyncio keeps to itself, and may meet what it does not know.
-            logger.exception("what the tasks wait for could not be read")
-            self._rings, self._unread = (), f"{type(error).__name__}: {error}"
+        except InspectionFailed as error:
+            self._rings, self._unread = (), error.detail
         else:
             self._rings, self._unread = count_rings(tree for _, tree in trees), ""
 
     async def look(self, process: int | None = None) -> list[tuple[int, TreeSnapshot]]:
-        """Return what all tasks wait for, by process."""
+        """Return what all tasks wait for, by process, as of the last look: see :class:`SharedLook`.
+
+        Raises:
+            InspectionFailed: What the tasks of this process wait for could not be read.
+        """
         trees = []
-        if process in {None, self.own.process} and (tree := self.own.parts.tree()) is not None:
-            trees.append((self.own.process, await asyncio.to_thread(tree.look)))
-        for pid, path in (await self._find_peers()).items():
+        if process in {None, self.own.process} and self.own.parts.tree() is not None:
+            trees.append((self.own.process, await _share(*self._own_look)))
+        await self._find_peers()
+        for pid, look in self._looks.items():
             if process in {None, pid}:
                 try:
-                    trees.append((pid, await asyncio.to_thread(read_tree, path)))
+                    trees.append((pid, await _share(*look)))
                 except (OSError, InspectionFailed):
                     continue  # it has ended
         return trees
 
     async def cancel(self, process: int, number: int, *, who: str) -> bool:
         """Cancel a scope; return whether it was there."""
-        if process == self.own.process:
-            return self.own.cancel(number, who=who)
-        path = (await self._find_peers()).get(process)
-        return path is not None and await asyncio.to_thread(_cancel, path, number, who)
+        try:
+            if process == self.own.process:
+                return self.own.cancel(number, who=who)
+            path = (await self._find_peers()).get(process)
+            return path is not None and await asyncio.to_thread(_cancel, path, number, who)
+        finally:
+            self._answers.clear()
 
     async def _find_peers(self) -> dict[int, Path]:
         # A process that nobody has started together with others has none.
@@ -147,9 +163,25 @@ class Fleet:
             return {}
         if time.monotonic() - self._looked >= _LOOK_EVERY:
             self._looked = time.monotonic()
-            found = await asyncio.to_thread(find_group, self._folder, self.own.group)
+            found, silent = await asyncio.to_thread(find_group, self._folder, self.own.group)
+            # Of one that never answered nobody knows whose it is.
+            self._silent = tuple(sorted(silent & {*self._peers, *self._silent}))
             self._peers = {pid: path for pid, path in found.items() if pid != self.own.process}
+            known = self._looks
+            self._looks = {
+                pid: known.get(pid) or (SharedLook(partial(read_tree, path)), asyncio.Lock())
+                for pid, path in self._peers.items()
+            }
         return self._peers
+
+
+async def _share(look: SharedLook, looking: asyncio.Lock) -> TreeSnapshot:
+    if (known := look.fresh) is not None:
+        return known
+    async with looking:
+        if (known := look.fresh) is not None:  # made while this one waited
+            return known
+        return await asyncio.to_thread(look.get)
 
 
 def count_rings(trees: Iterable[TreeSnapshot]) -> tuple[tuple[int, int], ...]:
@@ -157,14 +189,18 @@ def count_rings(trees: Iterable[TreeSnapshot]) -> tuple[tuple[int, int], ...]:
     return tuple((len(ring.tasks), len(ring.behind)) for tree in trees for ring in tree.deadlocks)
 
 
-def find_group(folder: Path, group: int | None) -> dict[int, Path]:
-    """Return the processes that serve one app together. Blocks."""
-    return {pid: path for pid, path, theirs in list_groups(folder) if theirs == group}
+def find_group(folder: Path, group: int | None) -> tuple[dict[int, Path], set[int]]:
+    """Return the processes that serve one app together, and the numbers of all that do not answer. Blocks."""
+    processes = find_processes(folder)
+    found = {pid: path for pid, path, theirs in list_groups(processes) if theirs == group}
+    return found, {each.pid for each in processes if each.silent}
 
 
-def list_groups(folder: Path) -> Iterator[tuple[int, Path, int]]:
+def list_groups(processes: Iterable[Process]) -> Iterator[tuple[int, Path, int]]:
     """Yield each process that answers, its socket and its group. Blocks."""
-    for process in find_processes(folder):
+    for process in processes:
+        if process.silent:
+            continue
         try:
             (answer,) = ask(process.path, "insights", timeout=_TIMEOUT, of="group")
         except (OSError, InspectionFailed):
@@ -183,12 +219,12 @@ def read_answer(path: Path, question: str) -> Any:  # noqa: ANN401 - as KINDS ha
 
 
 def read_tree(path: Path) -> TreeSnapshot:
-    """Return what all tasks of a process wait for. Blocks.
+    """Return what all tasks of a process wait for, as of the last look that it shares. Blocks.
 
     Raises:
         InspectionFailed: It does not answer in time.
     """
-    return read_snapshot(ask(path, "tree", timeout=_TIMEOUT * 3))
+    return read_snapshot(ask(path, "insights", timeout=_TIMEOUT * 3, of="tree"))
 
 
 def _cancel(path: Path, number: int, who: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import orjson
 
 from freeloop.database import Database
+from freeloop.errors import InspectionFailed
 from freeloop.gate.exchange import Exchange
 from freeloop.gate.middleware import Gate
 from freeloop.insights.answers import (
@@ -39,12 +40,14 @@ from freeloop.insights.answers import (
     UpstreamsAnswer,
     UpstreamState,
 )
+from freeloop.insights.looks import PATIENCE, SharedLook
 from freeloop.insights.recorder import Ended, Gauges, Recorder
 from freeloop.outbound import Stacks
 from freeloop.outbound.layers import Stack
 from freeloop.readings import list_pools
 from freeloop.scope import Lease, Scope
 from freeloop.tree import Tree
+from freeloop.tree.model import Snapshot as TreeSnapshot
 from freeloop.watch import Watch
 
 logger = logging.getLogger("freeloop.console")
@@ -52,7 +55,6 @@ logger = logging.getLogger("freeloop.console")
 _MOST_LIVE: Final = 500
 _LATELY: Final = 10  # samples
 _BLOCKS_FOR: Final = 60.0  # seconds that a block is news
-_PATIENCE: Final = 1.0  # seconds in which the loop has to answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Parts:
 
 
 class Insights:
-    """Answers for this process. All but :meth:`ask` is to be called on the loop.
+    """Answers for this process. All but :meth:`ask` and what ``tree`` has is to be called on the loop.
 
     Args:
         parts: Where it is read.
@@ -78,6 +80,7 @@ class Insights:
         process: Its number.
         group: The same for all processes that serve one app together.
         recorder: What was.
+        tree: What all tasks wait for, as of the last look; from any thread.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -86,7 +89,9 @@ class Insights:
         self.group = self.process if parent is None else parent.pid
         self.recorder = Recorder(self._read_gauges)
         self.parts = parts
+        self.tree = SharedLook(self._look)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._hangs = False
         self._questions: dict[str, Callable[[], Answer]] = {
             "now": self.read_now,
             "history": self.read_history,
@@ -112,6 +117,8 @@ class Insights:
         wanted = question.get("of")
         if wanted == "group":
             yield orjson.dumps({"group": self.group})
+        elif wanted == "tree":
+            yield from self.tree.get().lines()
         elif wanted == "cancel":
             number, who = int(question["number"]), str(question.get("who", ""))
             yield orjson.dumps({"cancelled": self._on_loop(lambda: self.cancel(number, who=who), False)})
@@ -126,13 +133,27 @@ class Insights:
         else:
             raise ValueError(f"expected one of {', '.join(self._questions)}; got {wanted!r}")
 
+    def _look(self) -> TreeSnapshot:
+        tree = self.parts.tree()
+        if tree is None:
+            raise InspectionFailed("the app is not open: nobody looks at its tasks")
+        try:
+            return tree.look(patience=PATIENCE)
+        except Exception as error:
+            # A look reads what asyncio keeps to itself, and may meet what it does not know.
+            logger.exception("what the tasks wait for could not be read")
+            raise InspectionFailed(f"{type(error).__name__}: {error}") from error
+
     def _on_loop(self, read: Callable[[], Any], otherwise: Any) -> Any:  # noqa: ANN401 - what it reads
-        if self._loop is None:
+        # Who waits a second each for a loop that is known to hang keeps the next ones waiting for too long.
+        if self._loop is None or self._hangs:
             return otherwise
         result: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def run() -> None:
-            if not result.set_running_or_notify_cancel():
+            wanted = result.set_running_or_notify_cancel()
+            self._hangs = False
+            if not wanted:
                 return
             try:
                 result.set_result(read())
@@ -141,9 +162,13 @@ class Insights:
 
         try:
             self._loop.call_soon_threadsafe(run)
-            return result.result(_PATIENCE)
-        except (TimeoutError, RuntimeError):
-            result.cancel()
+            return result.result(PATIENCE)
+        except TimeoutError:
+            self._hangs = True  # before it is cancelled: whoever runs that knows better
+            if not result.cancel():
+                self._hangs = False
+            return otherwise
+        except RuntimeError:  # the loop has closed
             return otherwise
 
     def read_now(self) -> Snapshot:
@@ -322,11 +347,13 @@ class Insights:
     def _read_source(self, name: str, stack: Stack) -> UpstreamState:
         now = time.monotonic()
         breakers = []
-        for upstream, breaker in islice(stack.breaker.breakers, 100) if stack.breaker else ():
+        for upstream, breaker in islice(stack.breaker.breakers, 100) if stack.breaker is not None else ():
             breakers.append(
                 BreakerState(name, upstream, breaker.state, breaker.seconds_until(now), *breaker.totals)
             )
-        usual = [breaker.usual for _, breaker in (stack.breaker.breakers if stack.breaker else ())]
+        usual = [
+            breaker.usual for _, breaker in (stack.breaker.breakers if stack.breaker is not None else ())
+        ]
         waiting = [layer.waiting for layer in (stack.rate, stack.bulkhead) if layer is not None]
         refusing = (stack.breaker, stack.rate, stack.bulkhead)
         return UpstreamState(
@@ -334,14 +361,14 @@ class Insights:
             name,
             stack.attempt.attempts,
             max((each for each in usual if each), default=None),
-            stack.bulkhead.running if stack.bulkhead else None,
+            stack.bulkhead.running if stack.bulkhead is not None else None,
             sum(waiting) if waiting else None,
             sum(layer.refused for layer in refusing if layer is not None),
-            stack.retry.retries if stack.retry else None,
-            stack.hedge.hedges if stack.hedge else None,
-            stack.coalesce.joined if stack.coalesce else None,
-            stack.cache.hits + stack.cache.stale + stack.cache.validated if stack.cache else None,
-            stack.cache.misses if stack.cache else None,
+            stack.retry.retries if stack.retry is not None else None,
+            stack.hedge.hedges if stack.hedge is not None else None,
+            stack.coalesce.joined if stack.coalesce is not None else None,
+            stack.cache.hits + stack.cache.stale + stack.cache.validated if stack.cache is not None else None,
+            stack.cache.misses if stack.cache is not None else None,
             tuple(breakers),
         )
 

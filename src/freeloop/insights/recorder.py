@@ -104,6 +104,7 @@ class Recorder:
         self._read = read
         self._timer: asyncio.TimerHandle | None = None
         self._shed: int | None = None
+        self._at = 0
         self._count = self._errors = 0
         self._latencies: list[float] = []
 
@@ -135,16 +136,20 @@ class Recorder:
 
     def _set_timer(self) -> None:
         # At whole seconds, so that those of several processes belong together.
-        self._timer = self._loop.call_later(1.0 - time.time() % 1.0, self._take)
+        # A timer that ends a little early does not make two samples of one second.
+        now = time.time()
+        last = self._at if self._at <= now + 1.0 else 0  # the clock was set back
+        self._timer = self._loop.call_later(max(int(now), last) + 1 - now, self._take)
 
     def _take(self) -> None:
         gauges = self._read()
+        self._at = round(time.time())
         shed = 0 if self._shed is None else max(0, gauges.shed - self._shed)
         self._shed = gauges.shed
         latencies = sorted(self._latencies)
         self.samples.append(
             Sample(
-                round(time.time()),
+                self._at,
                 self._count,
                 self._errors,
                 shed,
