@@ -47,7 +47,7 @@ class _Tolerance:
 
 _TOLERANCES: Final = {
     "low": _Tolerance(1.3, 0.08, 0.2, 0.3),
-    "normal": _Tolerance(1.4, 0.2, 0.38, 1.0),
+    "normal": _Tolerance(1.4, 0.2, 0.4, 1.0),
     "high": _Tolerance(2.5, 0.5, 1.0, 1.0),
 }
 
