@@ -7,6 +7,7 @@ room may import it, and it imports only the ledger.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import math
@@ -323,9 +324,15 @@ def current_scope() -> Scope | None:
     return _current.get()
 
 
-def scope_in(context: Context) -> Scope | None:
-    """Return the scope that code in a context runs under, such as another task's; None outside."""
-    return context.get(_current)
+def scope_of(task: asyncio.Future[Any]) -> Scope | None:
+    """Return the scope that another task runs under; None outside."""
+    get = getattr(task, "get_context", None)
+    if get is not None:  # since Python 3.12
+        context: Context | None = get()
+    else:
+        # The first one is the task's own; further ones are those of its callbacks.
+        context = next((each for each in gc.get_referents(task) if type(each) is Context), None)
+    return None if context is None else context.get(_current)
 
 
 class Work(NamedTuple):

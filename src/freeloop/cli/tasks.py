@@ -75,31 +75,26 @@ def show(task: Id, json: Json = False) -> None:
 @tasks.command()
 def cancel(task: Id, json: Json = False) -> None:
     """Cancel a task that waits or runs."""
-
-    async def run(found: Tasks) -> str:
-        done = await found.cancel(task)
-        state = (await found.read(task)).state
-        text = "cancelled" if done else f"nothing to cancel: it has {state}"
-        return _say_outcome(task, done, state, text, json=json)
-
-    _run(run)
+    _act(task, lambda found: found.cancel(task), "cancelled", "nothing to cancel: it has", json=json)
 
 
 @tasks.command()
 def retry(task: Id, json: Json = False) -> None:
     """Start a task again that has failed or was cancelled."""
+    _act(task, lambda found: found.retry(task), "queued", "nothing to retry: it is", json=json)
 
+
+def _act(
+    task: UUID, act: Callable[[Tasks], Awaitable[bool]], done_text: str, else_text: str, *, json: bool
+) -> None:
     async def run(found: Tasks) -> str:
-        done = await found.retry(task)
+        done = await act(found)
         state = (await found.read(task)).state
-        text = "queued" if done else f"nothing to retry: it is {state}"
-        return _say_outcome(task, done, state, text, json=json)
+        if json:
+            return dumps({"id": str(task), "done": done, "state": state})
+        return done_text if done else f"{else_text} {state}"
 
     _run(run)
-
-
-def _say_outcome(task: UUID, done: bool, state: str, text: str, *, json: bool) -> str:
-    return dumps({"id": str(task), "done": done, "state": state}) if json else text
 
 
 def _run(run: Callable[[Tasks], Awaitable[str]]) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextvars import Context
 from typing import Final
 
-from freeloop.scope import Lease, Scope, scope_in
+from freeloop.scope import Lease, Scope, scope_of
 from freeloop.tree.coroutines import Places, Step, walk
 from freeloop.tree.cycles import find_deadlocks
 from freeloop.tree.draft import Contended, Draft
@@ -91,7 +89,7 @@ class Capture:
         # Where it waits, what will wake it refers to it too.
         draft.kept = not _COUNTS or sys.getrefcount(task) > _KNOWN_OF_TASK + (draft.waiter is not None)
         self._drafts[id(task)] = draft
-        scope = scope_in(_context_of(task))
+        scope = scope_of(task)
         if scope is not None:
             draft.scope = id(scope)
             if id(scope) not in self._scopes:
@@ -266,15 +264,6 @@ class Capture:
         """
         drafts: Iterable[Draft] = (self._drafts[task] for task in deadlock.tasks)
         return all(getattr(draft.task, "_fut_waiter", None) is draft.waiter for draft in drafts)
-
-
-def _context_of(task: Task) -> Context:
-    get = getattr(task, "get_context", None)
-    if get is not None:  # since 3.12
-        context: Context = get()
-        return context
-    # The first one: others may be those of callbacks.
-    return next((each for each in gc.get_referents(task) if type(each) is Context), Context())
 
 
 def _count_own(steps: list[Step], depth: int, thing: object) -> int:

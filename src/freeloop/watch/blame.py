@@ -7,14 +7,11 @@ Where there is no scope of ours, the frames of Starlette and FastAPI on the stac
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import gc
-import sys
 from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
-from freeloop.scope import Scope, find_work, scope_in
+from freeloop.scope import Scope, find_work, scope_of
 from freeloop.watch.place import name_module
 
 _CALLERS = ("starlette", "fastapi", "uvicorn")
@@ -45,8 +42,7 @@ def blame_task(task: asyncio.Task[Any] | None, frames: Iterable[FrameType]) -> B
     """
     if task is None:
         return None
-    context = read_context(task)
-    scope = None if context is None else scope_in(context)
+    scope = scope_of(task)
     return _describe(scope) if scope is not None else _find_request(frames)
 
 
@@ -57,14 +53,6 @@ def blame_thread(ident: int) -> Blamed | None:
     """
     work = find_work(ident)
     return None if work is None else Blamed(work.route, work.id, work.kind)
-
-
-def read_context(task: asyncio.Task[Any]) -> contextvars.Context | None:
-    """Return the context of a task; Python 3.11 has no way to ask for it, but the garbage collector knows."""
-    if sys.version_info >= (3, 12):
-        return task.get_context()
-    # The first one is the task's own; further ones are those of its callbacks.
-    return next((each for each in gc.get_referents(task) if isinstance(each, contextvars.Context)), None)
 
 
 def _describe(scope: Scope) -> Blamed | None:
