@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from types import CodeType
 from typing import Final, NamedTuple
 
@@ -45,6 +46,7 @@ class Heart:
         loop: The loop.
         limit: Seconds between two heartbeats from which on they are kept in :attr:`gaps`.
         tick: Seconds.
+        on_gap: Called before that, in the loop's thread.
 
     Attributes:
         last: The last heartbeat.
@@ -56,7 +58,9 @@ class Heart:
             own. None until the first heartbeat.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, limit: float, tick: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, limit: float, tick: float, on_gap: Callable[[], None]
+    ) -> None:
         self.gaps: deque[tuple[Beat, Beat]] = deque(maxlen=100)
         self.lags = Durations(_BOUNDS)
         self.worst = 0.0
@@ -65,6 +69,7 @@ class Heart:
         self._loop = loop
         self._limit = limit
         self._tick = self._pause = tick
+        self._on_gap = on_gap
         self._active_until = 0.0
         self._slept = 0
         self._counted_since = 0.0
@@ -88,6 +93,7 @@ class Heart:
         self.lags.add(max(0.0, late))
         self.worst = max(self.worst, late)
         if beat.at - before.at >= self._limit:
+            self._on_gap()
             self.gaps.append((before, beat))  # before it is the last one: until then nobody forgets anything
         self._slept += beat.sleeps - before.sleeps - 1  # once for the heartbeat
         if late > self._tick or self._slept > _IDLE_SLEEPS:

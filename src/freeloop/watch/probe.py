@@ -22,7 +22,7 @@ from freeloop.watch.clocks import Reading, RunQueue, count_sleeps, read_clocks
 from freeloop.watch.heartbeat import Beat, Heart
 from freeloop.watch.place import find_place
 from freeloop.watch.sample import Sample
-from freeloop.watch.stack import Stack
+from freeloop.watch.stack import Stack, read_threads
 from freeloop.watch.verdict import Block, Evidence, Starved, judge
 from freeloop.watch.view import View, take_view
 
@@ -81,7 +81,7 @@ class Probe:
         self._tick = threshold / 5
         self._listener = listener
         self._ident = threading.get_ident()
-        self.heart = Heart(loop, limit=threshold, tick=self._tick)
+        self.heart = Heart(loop, limit=threshold, tick=self._tick, on_gap=self._meet)
         self._stopped = threading.Lock()
         self._stopped.acquire()
         self._samples: list[Sample] = []
@@ -89,6 +89,7 @@ class Probe:
         self._dump: Dump | None = None
         self._caught: View | None = None  # when the C timer went off
         self._threads: dict[int, Stack] = {}  # once it was late
+        self._met: dict[int, Stack] = {}  # by the loop, where it came first
         self._running: object = None
         self._steps = 0
         self._told: tuple[Beat, Block] | None = None
@@ -148,6 +149,7 @@ class Probe:
         now, planned, last = clocks.at, self._planned, self.heart.last
         late, overdue = self._is_late(now), self._is_overdue(now)
         caught, self._caught = self._caught, None
+        met, self._met = self._met, {}
         # Nor is it anybody's fault to have waited for a CPU.
         waited = clocks.waited - self._before.waited
         hindered = late and now - planned - waited > _TURNS * sys.getswitchinterval()
@@ -161,7 +163,7 @@ class Probe:
         if hindered:
             self._note_starved(planned, now, last, clocks)
         if first is not None:
-            self._threads = first.threads
+            self._threads = met or first.threads
         if view is not None:
             since = max(self._before.at, min(last.at, now))
             self._sample(view, first, clocks, since)
@@ -202,6 +204,15 @@ class Probe:
         # Whatever is odd about it must not come out of the app's code, and is seen in the next look again.
         with contextlib.suppress(Exception):
             self._caught = self._view(late=True)
+
+    def _meet(self) -> None:
+        """See what all threads run, in the loop's thread, where that got the GIL before the watchdog's did.
+
+        Whoever held it goes on as soon as the loop waits again.
+        """
+        if self._is_late(time.monotonic()):
+            with contextlib.suppress(Exception):  # as above
+                self._met = read_threads()
 
     def _view(self, *, late: bool) -> View | None:
         """Return what the loop runs now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 from types import CodeType, FrameType
 from typing import Final, NamedTuple, TypeAlias
@@ -57,8 +58,12 @@ def read_stack(
     return to_lines(frames), tuple(frames)
 
 
-def read_thread(frame: FrameType | None) -> Stack:
-    """Return the whole stack of a thread."""
+def read_threads() -> dict[int, Stack]:
+    """Return the whole stacks of all threads, by ident."""
+    return {ident: _read_whole(frame) for ident, frame in sys._current_frames().items()}
+
+
+def _read_whole(frame: FrameType | None) -> Stack:
     frames: list[FrameType] = []
     while frame is not None:
         frames.append(frame)

@@ -8,7 +8,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 from freeloop.watch.blame import Blamed, blame_task
-from freeloop.watch.stack import Stack, read_stack, read_thread
+from freeloop.watch.stack import Stack, read_stack, read_threads
 
 
 class View(NamedTuple):
@@ -48,8 +48,7 @@ def take_view(
         handler: As of :func:`freeloop.watch.stack.read_stack`.
         threads: Whether to read what all threads run too.
     """
-    current = sys._current_frames()
-    stack, frames = read_stack(current.get(thread), boundary, handler)
+    stack, frames = read_stack(sys._current_frames().get(thread), boundary, handler)
     task = asyncio.current_task(loop) if frames else None
     return View(
         stack,
@@ -57,5 +56,5 @@ def take_view(
         frames[0].f_lasti if frames else 0,
         task or (frames[-1] if frames else None),
         blame_task(task, frames),
-        {ident: read_thread(each) for ident, each in current.items()} if threads else {},
+        read_threads() if threads else {},
     )

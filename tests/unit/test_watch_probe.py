@@ -1,0 +1,78 @@
+"""Who gets the GIL first, once somebody has let go of it, is not for the watchdog to choose."""
+
+import asyncio
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+from freeloop.watch import watch
+from freeloop.watch.probe import Probe
+
+BOUND = 30  # seconds that anything may take on a busy machine
+EVIL = re.compile(r"(a+)+$")
+
+
+def measure(text):
+    began = time.thread_time()
+    EVIL.match(text)
+    return time.thread_time() - began
+
+
+def make_text():
+    """Return what holds the GIL for long enough to be sure of it."""
+    text = "a" * 16 + "b"
+    while measure(text) < 0.4:
+        text = "a" + text
+    return text
+
+
+class Meeting:
+    """A thread that holds the GIL, then is met by the loop, then moves on, then is looked at."""
+
+    def __init__(self):
+        self.begun, self.met, self.moved, self.end = (threading.Event() for _ in range(4))
+        self.line = 0
+
+    def crunch(self, text):
+        self.line = sys._getframe().f_lineno + 2
+        self.begun.set()
+        _ = EVIL.match(text), self.met.wait(BOUND)
+        self.moved.set()
+        self.end.wait(BOUND)
+
+    def order(self, monkeypatch):
+        meet, look = Probe._meet, Probe._look
+
+        def meet_first(probe):
+            meet(probe)
+            if self.begun.is_set():
+                self.met.set()
+
+        def look_last(probe):
+            if self.begun.is_set() and probe._is_late(time.monotonic()):
+                self.moved.wait(BOUND)
+            look(probe)
+
+        monkeypatch.setattr(Probe, "_meet", meet_first)
+        monkeypatch.setattr(Probe, "_look", look_last)
+
+
+async def test_what_a_thread_ran_is_known_though_it_has_moved_on_before_the_watchdog_looks(monkeypatch):
+    meeting, text = Meeting(), make_text()
+    meeting.order(monkeypatch)
+    with watch(backstop=False) as watching:
+        await asyncio.sleep(0.05)
+        thread = threading.Thread(target=meeting.crunch, args=(text,), name="cruncher", daemon=True)
+        thread.start()
+        try:
+            async with asyncio.timeout(BOUND):
+                while not (found := [each for each in watching.findings() if not each.goes_on]):
+                    await asyncio.sleep(0.05)
+        finally:
+            meeting.end.set()
+            thread.join(BOUND)
+    (finding,) = found
+    assert (Path(finding.file), finding.line) == (Path(__file__), meeting.line)
+    assert (finding.cause, finding.thread) == ("thread", "cruncher")
