@@ -1,4 +1,7 @@
-"""The external API that the peers of ``fetch`` call: nginx with a static file."""
+"""The external API that the peers of ``fetch`` call: nginx with a static file.
+
+It says that its answers hold for a minute: only who has a cache makes use of that.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ http {{
     access_log off; keepalive_requests 1000000000; keepalive_timeout 300s; open_file_cache max=10;
     client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
     uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-    types {{ application/json json; }}
+    types {{ application/json json; }} add_header Cache-Control "max-age=60";
     server {{ listen 127.0.0.1:{port} backlog=4096; root {folder}/www; }}
 }}
 """

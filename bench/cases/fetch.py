@@ -33,14 +33,19 @@ LAYERS_US = 5.0  # of CPU, which all layers of an idle call may take beyond its 
 _PATH = "/fetch-data"
 
 SHARED = Peer("Freeloop, identical calls shared", OURS.command, OUR_LISTENING)
+CACHED = Peer("Freeloop, answers from memory", OURS.command, OUR_LISTENING)
 TUTORIAL = Peer("httpx, a client per request", run_uvicorn("bench.peers.fetch_tutorial:app"))
 HTTPX2 = Peer("httpx2, shared", run_uvicorn("bench.peers.fetch_httpx2:app"))
 AIOHTTP = Peer("aiohttp, shared", run_uvicorn("bench.peers.fetch_aiohttp:app"))
 TUNED = Peer("aiohttp, shared, bytes passed on", run_uvicorn("bench.peers.fetch_aiohttp:tuned"))
 PYREQWEST = Peer("pyreqwest, shared", run_uvicorn("bench.peers.fetch_pyreqwest:app"))
-PEERS = (OURS, SHARED, TUTORIAL, HTTPX2, AIOHTTP, TUNED, PYREQWEST)
-# Times the answers a second of that peer, at least, with a call for each request.
-TARGETS: Mapping[str, float] = {TUTORIAL.name: 150.0, AIOHTTP.name: 0.9, TUNED.name: 0.9}
+PEERS = (OURS, SHARED, CACHED, TUTORIAL, HTTPX2, AIOHTTP, TUNED, PYREQWEST)
+# Times the answers a second of that peer, at least.
+TARGETS: Mapping[Peer, Mapping[Peer, float]] = {
+    OURS: {TUTORIAL: 150.0, AIOHTTP: 0.9, TUNED: 0.9},
+    SHARED: {TUTORIAL: 150.0},
+    CACHED: {TUTORIAL: 150.0},
+}
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -84,19 +89,23 @@ def measure(run: Run) -> dict[str, Any]:
             for name, loads in rounds.items()
         },
         "ratios": {
-            name: {
-                callers: pair(rounds[OURS.name][callers], rounds[name][callers], "rate", truediv)
-                for callers in rounds[name]
-                if rounds[name][callers]
+            mine.name: {
+                its.name: {
+                    callers: pair(rounds[mine.name][callers], measured, "rate", truediv)
+                    for callers, measured in rounds[its.name].items()
+                    if measured
+                }
+                for its in targets
+                if its in peers
             }
-            for name in TARGETS
-            if OURS.name in rounds and name in rounds
+            for mine, targets in TARGETS.items()
+            if mine in peers
         },
     }
 
 
 def _environment(peer: Peer, url: str, run: Run) -> dict[str, str]:
-    source = {"url": url, "coalesce": peer is SHARED}
+    source = {"url": url, "coalesce": peer is SHARED or peer is CACHED, "cache": peer is CACHED}
     return {
         "BENCH_UPSTREAM": url,
         "FREELOOP_DATA_DIR": str(run.data_dir / "ours"),
@@ -144,10 +153,11 @@ def document(result: dict[str, Any]) -> str:
 
 def _verdicts(result: dict[str, Any]) -> str:
     lines = [
-        f"- {callers} callers, against {name}: {spread(ratio, 2)} times the answers a second; the target, "
-        f"at least {TARGETS[name]:g} times, is {judge_least(ratio, TARGETS[name])}."
-        for name, ratios in result["ratios"].items()
-        for callers, ratio in ratios.items()
+        f"- {callers} callers, {mine.name} against {its.name}: {spread(ratio, 2)} times the answers a "
+        f"second; the target, at least {target:g} times, is {judge_least(ratio, target)}."
+        for mine, targets in TARGETS.items()
+        for its, target in targets.items()
+        for callers, ratio in result["ratios"].get(mine.name, {}).get(its.name, {}).items()
     ]
     if OURS.name in result["peers"]:
         lines += _compare(result["peers"])
@@ -172,7 +182,9 @@ def _compare(peers: Mapping[str, Any]) -> list[str]:
     lines = []
     for callers in map(str, CALLERS):
         asked = {
-            name: peer[callers] for name, peer in peers.items() if callers in peer and name != SHARED.name
+            name: peer[callers]
+            for name, peer in peers.items()
+            if callers in peer and name not in {SHARED.name, CACHED.name}
         }
         what = f"a call for each request, {callers} callers"
         rates, used = ({name: each[key] for name, each in asked.items()} for key in ("rate", "cpu"))

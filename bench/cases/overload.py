@@ -50,14 +50,14 @@ class Steps:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    length = 2.0 if run.short else 10.0
+    length = 2.0 if run.short else 20.0
     loads = (UNLOADED, *(LOADS[-1:] if run.short else LOADS))
     plans: Mapping[str, Steps] = {
         OURS.name: Steps(loads, length),
         PLAIN.name: Steps(loads, length),
         LIMITED.name: Steps(loads, length),
-        COLD.name: Steps((LOADS[-1],), length / 2),
-        POOL.name: Steps((UNLOADED, LOADS[-1]), length / 2),
+        COLD.name: Steps((LOADS[-1],), length / 4),
+        POOL.name: Steps((UNLOADED, LOADS[-1]), length / 4),
     }
     turn = Counter[str]()
 
@@ -87,12 +87,15 @@ def _climb(server: Running, plan: Steps, *, seed: int, run: Run) -> list[dict[st
         began = time.monotonic()
         used, held_up = server.cpu_clock(), server.held_up()
         sent = send(server.port, [*arrivals, *probes], patience=PATIENCE)
+        cpu = server.cpu_clock() - used
         step = {
             "load": load,
             **_judge([call for call in sent.calls if call.path == _WORK], plan.seconds),
             **_judge_probes([call for call in sent.calls if call.path == _PROBE]),
             "late_p99": sent.late_p99,
-            "busy": (server.cpu_clock() - used) / (time.monotonic() - began),
+            "busy": cpu / (time.monotonic() - began),
+            "cpu_us": cpu / len(arrivals) * 1e6,
+            "peak_mb": server.peak_memory() / 1e6,
             "held_up": (server.held_up() - held_up) / (time.monotonic() - began),
         }
         steps.append(step)
@@ -143,6 +146,8 @@ _NUMBERS = (
     "settled_p99",
     "late_p99",
     "busy",
+    "cpu_us",
+    "peak_mb",
     "held_up",
 )
 
@@ -191,7 +196,7 @@ def document(result: dict[str, Any]) -> str:
         parts += [
             (
                 "A cold start: the first requests that a new process of `freeloop run` gets come at "
-                f"{LOADS[-1]:g} times the capacity, for {result['seconds'] / 2:g} s. It knows no latency "
+                f"{LOADS[-1]:g} times the capacity, for {result['seconds'] / 4:g} s. It knows no latency "
                 "without a queue then; no target is set."
             ),
             _tabulate(peers[COLD.name]["steps"]),
@@ -200,7 +205,7 @@ def document(result: dict[str, Any]) -> str:
         parts += [
             (
                 f"`freeloop run` before a real resource: `SELECT pg_sleep({SECONDS:g})` on a pool of "
-                f"{PLACES} connections to the embedded PostgreSQL, {result['seconds'] / 2:g} s for each load."
+                f"{PLACES} connections to the embedded PostgreSQL, {result['seconds'] / 4:g} s for each load."
             ),
             _tabulate(peers[POOL.name]["steps"]),
         ]
@@ -232,6 +237,8 @@ def _tabulate(steps: Sequence[dict[str, Any]]) -> str:
             "p99 to unloaded",
             "p99 after 1 s, ms",
             "/livez missed",
+            "CPU, µs a request",
+            "memory at most, MB",
         ],
         [
             [
@@ -246,6 +253,8 @@ def _tabulate(steps: Sequence[dict[str, Any]]) -> str:
                 _cell(step["p99_ratio"], 1, 2),
                 _cell(step["settled_p99"], 1000, 0),
                 f"{step['probes_missed']} of {step['probes']}",
+                _cell(step.get("cpu_us"), 1, 0),  # results of before have neither
+                _cell(step.get("peak_mb"), 1, 0),
             ]
             for step in steps
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
 import anyio
 import asyncpg
@@ -106,6 +106,17 @@ def translated(
         if ours is None:
             raise
         raise ours from error
+
+
+async def raise_ours(
+    error: BaseException, connection: asyncpg.Connection[asyncpg.Record], name: str, limit: float | None
+) -> NoReturn:
+    """Raise what an error out of a statement's block came to; one that says nothing of it, unchanged."""
+    try:
+        with translated(connection, name, limit):
+            raise error
+    except StatementTimeout as ours:
+        raise await find_cause(ours, connection, name) from ours.__cause__
 
 
 async def find_cause(

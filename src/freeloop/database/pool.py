@@ -14,11 +14,11 @@ from typing import Final
 import asyncpg
 
 from freeloop.database.connect import Connector, prepare, retry_until_reached
-from freeloop.database.failure import connect_failure, find_cause, translated
+from freeloop.database.failure import connect_failure, raise_ours
 from freeloop.database.queries import Lent, limit_statement
 from freeloop.database.session import Session
 from freeloop.database.sessions import Sessions
-from freeloop.errors import DatabaseUnavailable, PoolTimeout, StatementTimeout
+from freeloop.errors import DatabaseUnavailable, PoolTimeout
 from freeloop.metrics import Durations
 from freeloop.scope import Lease, borrow, current_scope, limit_wait, spend
 
@@ -268,17 +268,9 @@ class StatementLoan(_Lending):
         self._spending.__exit__()
         if error is not None:
             try:
-                await self._raise(error)
+                await raise_ours(error, self._session, self._lender.name, self._limit)
             except BaseException as ours:
                 await self._end(ours)
                 raise
         elif not self._give_back():
             await self._settle()
-
-    async def _raise(self, error: BaseException) -> None:
-        name = self._lender.name
-        try:
-            with translated(self._session, name, self._limit):
-                raise error
-        except StatementTimeout as ours:
-            raise await find_cause(ours, self._session, name) from ours.__cause__

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
 
 import anyio
 import asyncpg
 
-from freeloop.database.failure import find_cause, translated
+from freeloop.database.failure import raise_ours
 from freeloop.database.idle import IdlePlaces
 from freeloop.database.queries import Lent, Queries, limit_statement
 from freeloop.database.rows import shape_of
 from freeloop.database.spans import Spans
 from freeloop.database.statements import StatementTimes
-from freeloop.errors import StatementTimeout
 from freeloop.scope import Lease, spend
 
 Isolation: TypeAlias = Literal["read_uncommitted", "read_committed", "repeatable_read", "serializable"]
@@ -70,23 +70,8 @@ class Transaction(Queries):
         if function not in self._sequels:
             self._sequels.append(function)
 
-    @asynccontextmanager
-    async def _statement(self) -> AsyncIterator[Lent]:
-        if self._over:
-            raise RuntimeError(f"this transaction on '{self._name}' is over: use it within its block only")
-        self._idle.settle(self._lease)
-        limit = limit_statement(self._statement_timeout)
-        try:
-            with spend("sql"), translated(self._connection, self._name, limit):
-                try:
-                    yield self._connection, limit
-                except BaseException:
-                    self._doubtful = True
-                    raise
-                finally:
-                    self._lease.rest()
-        except StatementTimeout as error:
-            raise await find_cause(error, self._connection, self._name) from error.__cause__
+    def _statement(self) -> _Use:
+        return _Use(self)
 
     @overload
     def stream(
@@ -143,8 +128,13 @@ class Transaction(Queries):
         try:
             with self._spans.transaction():
                 await self._begin(block)
-                async with self._finish(block, "COMMIT"):
+                try:
                     yield self
+                    await self._prove()
+                except BaseException:
+                    await self._undo(block)
+                    raise
+                await self._keep(block, "COMMIT")
             for function in self._sequels:
                 function()
         finally:
@@ -163,39 +153,41 @@ class Transaction(Queries):
     @asynccontextmanager
     async def _run(self, block: asyncpg.transaction.Transaction) -> AsyncIterator[Transaction]:
         await self._start(block, "SAVEPOINT")
-        async with self._finish(block, "RELEASE SAVEPOINT"):
+        try:
             yield self
+            await self._prove()
+        except BaseException:
+            await self._undo(block)
+            raise
+        await self._keep(block, "RELEASE SAVEPOINT")
 
     async def _start(self, block: asyncpg.transaction.Transaction, operation: str) -> None:
         async with self._statement():
             with self._spans.operation(operation):
                 await block.start()
 
-    @asynccontextmanager
-    async def _finish(self, block: asyncpg.transaction.Transaction, operation: str) -> AsyncIterator[None]:
-        try:
-            yield
-            if self._doubtful and not self._readonly:  # which has nothing to lose
-                await self._prove()
-        except BaseException:
-            self._idle.settle(self._lease)
-            rolled_back = False
-            # Shielded, since in a cancelled anyio scope every await is cancelled anew. The block's
-            # own error is the one to report.
-            with anyio.move_on_after(_ROLLBACK_TIMEOUT, shield=True), suppress(Exception):
-                await block.rollback()
-                rolled_back = True
-            if rolled_back:
-                self._doubtful = False
-            else:
-                self._give_up()
-            raise
+    async def _keep(self, block: asyncpg.transaction.Transaction, operation: str) -> None:
         async with self._statement():
             with self._spans.operation(operation):
                 await block.commit()
 
+    async def _undo(self, block: asyncpg.transaction.Transaction) -> None:
+        """Roll back; the block's own error is the one to report."""
+        self._idle.settle(self._lease)
+        rolled_back = False
+        # Shielded, since in a cancelled anyio scope every await is cancelled anew.
+        with anyio.move_on_after(_ROLLBACK_TIMEOUT, shield=True), suppress(Exception):
+            await block.rollback()
+            rolled_back = True
+        if rolled_back:
+            self._doubtful = False
+        else:
+            self._give_up()
+
     async def _prove(self) -> None:
         """Raise where the transaction is aborted: a COMMIT would roll it back, and report success."""
+        if not self._doubtful or self._readonly:  # which has nothing to lose
+            return
         try:
             async with self._statement():
                 await self._connection.execute("SELECT 1")
@@ -211,3 +203,35 @@ class Transaction(Queries):
         """End a connection whose state is not known; the pool makes another."""
         with suppress(asyncpg.InterfaceError):  # it broke, and the pool has taken it back
             self._connection.terminate()
+
+
+# A class, as every statement pays for it: a generator takes several times as long.
+class _Use:
+    """A transaction's connection for one statement, whose errors become ours."""
+
+    __slots__ = ("_limit", "_spending", "_transaction")
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    async def __aenter__(self) -> Lent:
+        transaction = self._transaction
+        if transaction._over:
+            raise RuntimeError(
+                f"this transaction on '{transaction._name}' is over: use it within its block only"
+            )
+        transaction._idle.settle(transaction._lease)
+        self._limit = limit_statement(transaction._statement_timeout)
+        self._spending = spend("sql")
+        self._spending.__enter__()
+        return transaction._connection, self._limit
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        transaction = self._transaction
+        transaction._lease.rest()
+        self._spending.__exit__()
+        if error is not None:
+            transaction._doubtful = True
+            await raise_ours(error, transaction._connection, transaction._name, self._limit)
