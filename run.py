@@ -74,16 +74,15 @@ def prepare(group):  # noqa: ANN001, ANN201
         with open(stamp) as file:
             if file.read() == digest.hexdigest():
                 return python
+    base = getattr(sys, "_base_executable", sys.executable)  # not of the environment that goes
     shutil.rmtree(folder, ignore_errors=True)
     print("run.py: the first run sets up", folder, file=sys.stderr, flush=True)
     uv = shutil.which("uv")
     if uv:
-        run([uv, "venv", "--quiet", "--python", sys.executable, folder])
+        run([uv, "venv", "--quiet", "--python", base, folder])
         install = [uv, "pip", "install", "--quiet", "--python", python]
     else:
-        made = subprocess.run(
-            [sys.executable, "-m", "venv", folder], capture_output=True, text=True, check=False
-        )
+        made = subprocess.run([base, "-m", "venv", folder], capture_output=True, text=True, check=False)
         if made.returncode:
             shutil.rmtree(folder, ignore_errors=True)
             sys.exit(

@@ -1,6 +1,7 @@
 """python -m bench CASE… [--short] [--json FILE]: measure, and render what was measured into the docs.
 
 ``--check`` measures a short form of what must not get worse, and fails where a ratio is beyond its bound.
+``tables`` and ``limits`` are commands of their own, with options of their own, and no part of all cases.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import runpy
 import shutil
 import signal
 import sys
@@ -26,6 +28,7 @@ from bench.report import describe_machine, has_block, replace_block
 from bench.servers import ROOT
 
 _QUIET = 0.5  # above, something else runs, and the pages would show its share as ours or as a peer's
+_APART = ("tables", "limits")  # modules of bench, which say themselves what they are
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 READMES = {"en": ROOT / "README.md", "zh-TW": ROOT / "README.zh-TW.md"}
@@ -207,4 +210,7 @@ def _read_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] and sys.argv[1] in _APART:
+        runpy.run_module(f"bench.{sys.argv.pop(1)}", run_name="__main__")
+    else:
+        main()

@@ -37,6 +37,10 @@ class Family:
         """Return the proportional set size of all, in bytes."""
         return sum(read_memory(pid) for pid in self.list_pids())
 
+    def peak_memory(self) -> int:
+        """Return the sum of the largest resident set sizes so far; what they share counts for each."""
+        return sum(read_peak(pid) for pid in self.list_pids())
+
 
 def read_memory(pid: int) -> int:
     """Return the proportional set size of a process in bytes: what is shared counts by its share."""
@@ -45,3 +49,12 @@ def read_memory(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"{rollup}: expected a line 'Pss:', found none")
+
+
+def read_peak(pid: int) -> int:
+    """Return the largest resident set size of a process so far in bytes, with what is shared.
+
+    Not that of getrusage(2), which begins with the size of the process that started it.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

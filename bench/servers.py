@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.family import read_memory
+from bench.family import read_memory, read_peak
 from bench.machine import SERVER_CORE, on_core
 
 ROOT = Path(__file__).parents[1]
@@ -89,8 +89,7 @@ class Running:
 
     def peak_memory(self) -> int:
         """Return the largest resident set size so far in bytes, with what is shared."""
-        status = (self._proc / "status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        return read_peak(self.process.pid)
 
     def wait_still(self, *, timeout: float = 15.0) -> None:
         """Wait until the server has used no CPU time for 50 ms: queued work and logs are done."""

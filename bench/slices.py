@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.load_closed import Callers
 from bench.report import spread, summarize, table
 from bench.servers import Running
+
+T = TypeVar("T")
 
 HELD_UP = 0.05  # of the time: a server that is kept from its core so long is slower than it is by itself
 
@@ -71,12 +73,12 @@ def load(
         )
 
 
-def load_in_turn(names: Sequence[str], slices: int, ask: Callable[[str], Slice]) -> dict[str, list[Slice]]:
+def load_in_turn(names: Sequence[str], slices: int, ask: Callable[[str], T]) -> dict[str, list[T]]:
     """Load the servers of these names one after the other, so many times, each time another one first.
 
     What the machine does meanwhile meets all of them alike.
     """
-    done: dict[str, list[Slice]] = {name: [] for name in names}
+    done: dict[str, list[T]] = {name: [] for name in names}
     for number in range(slices):
         first = number % max(1, len(names))
         for name in [*names[first:], *names[:first]]:

@@ -1,4 +1,4 @@
-"""python -m bench.tables: how the change log and the table of tasks behave as they grow.
+"""python -m bench tables: how the change log and the table of tasks behave as they grow.
 
 Writes bench/results/tables.json, which docs/internet-scale.md shows. Both are filled by plain SQL: what is
 measured is how long a page of them takes, their size, and what it costs to delete old tasks: one by one as
@@ -137,7 +137,7 @@ async def _bytes(database: Database, table: str, rows: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench tables", description=__doc__)
     parser.add_argument("--short", action="store_true", help="small tables; changes no file")
     short = parser.parse_args().short
     with OwnServer() as server:

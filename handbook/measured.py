@@ -155,7 +155,7 @@ def show_tables() -> str:
     ]  # fmt: skip
     version = result.get("versions", {}).get("PostgreSQL") or "18"
     return table(header, rows) + (
-        f"\n\nMeasured {result['date']} by `python -m bench.tables`, PostgreSQL {version}. "
+        f"\n\nMeasured {result['date']} by `python3 run.py bench tables`, PostgreSQL {version}. "
         "All deleted is what a task takes in a batch of 1,000, times the rows."
     )
 

@@ -17,6 +17,8 @@ from bench.memory import measure_waiting, warm_up
 from bench.report import judge, say_rounds, spread, summarize, table
 from bench.servers import OUR_LISTENING, Peer, Running, run_freeloop, run_uvicorn, start
 from bench.slices import Slice, list_numbers, load, load_in_turn, pair, warn_of_others
+from bench.viewers import document_viewers, measure_viewers, summarize_viewers
+from bench.wrk import Rates, document_by_both, find_version, measure_by_both, summarize_by_both
 
 TITLE = "What a request pays for it"
 CALLERS = 32
@@ -25,6 +27,7 @@ MOST = 2.0  # times the CPU time of plain FastAPI that the regression check allo
 _APP = "bench.peers.json_route:app"
 _PATH, _WAITING_PATH = "/item", "/wait"
 _WARM_UP = 1_000
+_VIEWED_SECONDS = 1  # of a slice: in each, a page of the console is updated once
 
 RAW = Peer("raw ASGI", run_uvicorn("bench.peers.raw_asgi:app", "--no-access-log"))
 PLAIN = Peer("uvicorn", run_uvicorn(_APP, "--no-access-log"))
@@ -55,23 +58,40 @@ _ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     BARE.name: {**_ON, **{name: value for off in _PARTS.values() for name, value in off.items()}},
 }
 _WITH_MEMORY = {PLAIN.name, SETTLED.name, OURS.name}
+_BY_WRK = (RAW, PLAIN, OURS)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured: ``slices`` of ``count`` requests in turn, and so many waiting for ``wait`` s."""
+    """How much is measured.
+
+    Attributes:
+        slices: How often each peer is loaded, in turn.
+        count: Requests of a slice.
+        waiting: Requests that wait at once.
+        wait: Seconds that they wait.
+        by_wrk: Slices of each peer that wrk loads as well.
+        viewed: Slices with the console open, and as many without.
+    """
 
     slices: int
     count: int
     waiting: int
     wait: float
+    by_wrk: int = 0
+    viewed: int = 0
 
 
 def measure(run: Run) -> dict[str, Any]:
-    sizes = Sizes(2, 500, 500, 0.6) if run.short else Sizes(8, 2_400, min(10_000, run.files - 200), 8.0)
+    sizes = (
+        Sizes(2, 500, 500, 0.6, by_wrk=1, viewed=1)
+        if run.short
+        else Sizes(8, 2_400, min(10_000, run.files - 200), 8.0, by_wrk=2, viewed=8)
+    )
     peers = run.choose(PEERS)
     rounds: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
-    rates = []
+    rates, by_both, viewed = [], [], []
+    wrk = find_version()
     for number in range(run.rounds):
         run.say(f"round {number + 1} of {run.rounds}: {', '.join(peer.name for peer in peers)} in turn")
         turn = rotate(peers, number)
@@ -83,6 +103,13 @@ def measure(run: Run) -> dict[str, Any]:
                 run.say(f"round {number + 1} of {run.rounds}: {peer.name}, memory")
                 memory = _measure_memory(peer, sizes)
             rounds[peer.name].append({**measured[peer.name], "memory": memory})
+        if wrk and (asked := [peer for peer in turn if peer in _BY_WRK]):
+            run.say(f"round {number + 1} of {run.rounds}: wrk beside our generator")
+            by_both.append(_measure_by_both(asked, sizes))
+        if OURS in peers:
+            run.say(f"round {number + 1} of {run.rounds}: {OURS.name}, with viewers of the console")
+            with _start(OURS) as server:
+                viewed.append(measure_viewers(server, _PATH, CALLERS, sizes.viewed, _VIEWED_SECONDS))
     return {
         "callers": CALLERS,
         "slices": sizes.slices,
@@ -96,6 +123,8 @@ def measure(run: Run) -> dict[str, Any]:
             for part, peer in {**_WITHOUT, "all of these": BARE}.items()
             if OURS.name in rounds and peer.name in rounds
         },
+        "wrk": {"version": wrk, "peers": summarize_by_both(by_both) if by_both else {}},
+        "viewers": summarize_viewers(viewed) if viewed else None,
     }
 
 
@@ -138,6 +167,14 @@ def _measure_cpu(peers: Sequence[Peer], sizes: Sizes) -> tuple[dict[str, dict[st
             "failed": sum(each.failed for each in (*full[name], *paced[name])),
         }
     return measured, rate
+
+
+def _measure_by_both(peers: Sequence[Peer], sizes: Sizes) -> Rates:
+    with ExitStack() as stack:
+        servers = {peer.name: stack.enter_context(_start(peer)) for peer in peers}
+        for server in servers.values():
+            load(server, _PATH, CALLERS, min(_WARM_UP, sizes.count))
+        return measure_by_both(servers, _PATH, CALLERS, sizes.count, sizes.by_wrk)
 
 
 def _load(servers: Mapping[str, Running], count: int, pace: float | None, name: str) -> Slice:
@@ -204,26 +241,26 @@ def document(result: dict[str, Any]) -> str:
         f"(half of what `uvicorn` answered); {result['waiting']:,} requests that wait at once. "
         f"{say_rounds(rounds)}"
     )
-    return "\n\n".join(
-        [
-            introduction,
-            "![CPU time and memory under uvicorn and under freeloop run](images/bench-overhead.svg)",
-            table(
-                [
-                    *("", "failed", "CPU, µs at full speed", "CPU, µs at half", "KB waiting", "requests/s"),
-                    "memory at most, MB",
-                ],
-                [
-                    [_mark(name), f"{peer['failed']:,}"]
-                    + [_cell(peer[key], digits) for key, _, digits, _, _ in _COLUMNS]
-                    + [_cell(peer["speed"], 0), _cell(peer["peak_mb"], 0)]
-                    for name, peer in peers.items()
-                ],
-            ),
-            _list_parts(result),
-            _verdicts(result),
-        ]
-    ).replace("\n\n\n\n", "\n\n")
+    parts = [
+        introduction,
+        "![CPU time and memory under uvicorn and under freeloop run](images/bench-overhead.svg)",
+        table(
+            [
+                *("", "failed", "CPU, µs at full speed", "CPU, µs at half", "KB waiting", "requests/s"),
+                "memory at most, MB",
+            ],
+            [
+                [_mark(name), f"{peer['failed']:,}"]
+                + [_cell(peer[key], digits) for key, _, digits, _, _ in _COLUMNS]
+                + [_cell(peer["speed"], 0), _cell(peer["peak_mb"], 0)]
+                for name, peer in peers.items()
+            ],
+        ),
+        _list_parts(result),
+        _check_generator(result),
+        _verdicts(result),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _mark(name: str) -> str:
@@ -242,6 +279,14 @@ def _list_parts(result: dict[str, Any]) -> str:
             for part, more in result["parts"].items()
         ],
     )
+
+
+def _check_generator(result: dict[str, Any]) -> str:
+    if not (wrk := result.get("wrk")):  # results of before have none
+        return ""
+    if not wrk["peers"]:
+        return "wrk, which checks our generator at full speed, was not installed."
+    return document_by_both(wrk["version"], {_mark(name): each for name, each in wrk["peers"].items()})
 
 
 def _verdicts(result: dict[str, Any]) -> str:
@@ -263,6 +308,8 @@ def _verdicts(result: dict[str, Any]) -> str:
             f"- Without what the collector's settings save: {share['full']:.1f} µs at full speed, "
             f"{share['paced']:.1f} µs at half (against `uvicorn` with the same settings)."
         )
+    if viewers := result.get("viewers"):
+        lines.append(document_viewers(viewers))
     lines += warn_of_others(max(peer["held_up"]["high"] for peer in result["peers"].values()))
     return "\n".join(lines)
 

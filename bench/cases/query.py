@@ -43,16 +43,18 @@ Taken: TypeAlias = dict[str, list[tuple[float, float]]]
 
 def measure(run: Run) -> dict[str, Any]:
     slices, count = (2, 100) if run.short else (40, 500)
-    taken = []
+    done = []
     with open_shop(run.data_dir, _ITEMS) as shop:
         for number in range(run.rounds):
             run.say(f"round {number + 1} of {run.rounds}: {', '.join(_NAMES.values())} in turn")
-            taken.append(_run_loop(shop, slices, count))
+            done.append(_run_loop(shop, slices, count))
+    taken: list[dict[str, Taken]] = [each["taken"] for each in done]
     rounds = [each["rows"] for each in taken]
     return {
         "slices": slices,
         "count": count,
         "rounds": len(rounds),
+        "peak_mb": summarize([each["peak_mb"] for each in done]),
         "versions": {"asyncpg": version("asyncpg"), **find_versions()},
         "peers": {name: _summarize(rounds, way) for way, name in _NAMES.items()},
         "ratios": {
@@ -86,7 +88,8 @@ def _summarize(rounds: list[Taken], way: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _run_loop(shop: Shop, slices: int, count: int) -> dict[str, Taken]:
+def _run_loop(shop: Shop, slices: int, count: int) -> dict[str, Any]:
+    """Return what ``bench.peers.query_loop`` prints."""
     with on_core(SERVER_CORE):
         done = subprocess.run(
             [sys.executable, "-m", "bench.peers.query_loop", str(slices), str(count)],
@@ -96,8 +99,8 @@ def _run_loop(shop: Shop, slices: int, count: int) -> dict[str, Taken]:
             timeout=300,
             check=True,
         )
-    taken: dict[str, Taken] = json.loads(done.stdout)
-    return taken
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 def document(result: dict[str, Any]) -> str:
@@ -124,6 +127,7 @@ def document(result: dict[str, Any]) -> str:
             table(header, rows),
             "\n".join(_verdict(name, each["wall"]) for name, each in ratios.items()),
             *_document_json(result["json"]),
+            *_document_memory(result),
             *name_versions(result),
         ]
     )
@@ -140,6 +144,12 @@ def _document_json(result: dict[str, Any]) -> list[str]:
         "what PostgreSQL takes is in the duration only."
     )
     return [introduction, table(header, rows)]
+
+
+def _document_memory(result: dict[str, Any]) -> list[str]:
+    if not (peak := result.get("peak_mb")):  # results of before have none
+        return []
+    return [f"The process, which has all these ways in it, took {spread(peak, 0)} MB of memory at most."]
 
 
 def _verdict(name: str, ratio: dict[str, float]) -> str:

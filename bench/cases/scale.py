@@ -77,6 +77,7 @@ def _measure_workers(processes: int, count: int) -> dict[str, float]:
             "rate": answers.count / answers.seconds,
             "cpu": used / count * 1e6,
             "memory_mb": family.memory() / 1e6,
+            "peak_mb": family.peak_memory() / 1e6,
             "processes": float(family.count()),
         }
 
@@ -131,6 +132,7 @@ def _measure_waiting(run: Run, together: int) -> dict[str, Any]:
         return {
             "memory_kb": None if memory is None else memory / 1000,
             "cpu": used / together * 1e6 if together >= _LEAST else None,
+            "peak_mb": server.peak_memory() / 1e6,
             "late_ms": 1000 * (percentile(burst.latencies, 99) - seconds) if burst.latencies else None,
         }
 
@@ -142,19 +144,22 @@ def document(result: dict[str, Any]) -> str:
             spread(each["rate"], 0),
             spread(each["cpu"], 0),
             spread(each["memory_mb"], 0),
+            _cell(each.get("peak_mb"), 0),
             f"{each['processes']['median']:.0f}",
         ]
         for number, each in result["workers"].items()
     ]
     pages = [
-        [name, spread(each["rate"], 0), spread(each["cpu"], 0)] for name, each in result["pages"].items()
+        [name, spread(each["rate"], 0), spread(each["cpu"], 0), _cell(each.get("peak_mb"), 0)]
+        for name, each in result["pages"].items()
     ]
     waiting = [
         [
             f"{int(number):,}",
-            spread(each["late_ms"], 0) if each["late_ms"] else "–",
-            spread(each["cpu"], 0) if each["cpu"] else "–",
-            spread(each["memory_kb"], 1) if each["memory_kb"] else "–",
+            _cell(each["late_ms"], 0),
+            _cell(each["cpu"], 0),
+            _cell(each["memory_kb"], 1),
+            _cell(each.get("peak_mb"), 0),
         ]
         for number, each in result["waiting"].items()
     ]
@@ -165,20 +170,31 @@ def document(result: dict[str, Any]) -> str:
             "![How cost grows](images/bench-scale.svg)",
             (
                 f"Workers of `freeloop run` on one core, {result['callers']} callers, `GET /item`; memory is "
-                "that of all processes:"
+                "that of all processes after the load, and at most with what they share counted for each:"
             ),
-            table(["workers", "answers/s", "CPU, µs an answer", "memory, MB", "processes"], workers),
+            table(
+                ["workers", "answers/s", "CPU, µs an answer", "memory, MB", "at most, MB", "processes"],
+                workers,
+            ),
             f"`GET /items` with {result['rows']} rows, each caller another page:",
-            table(["", "answers/s", "CPU, µs an answer"], pages),
+            table(["", "answers/s", "CPU, µs an answer", "memory at most, MB"], pages),
             "Requests that wait at once:",
             table(
-                ["requests", "p99 later than the wait, ms", "CPU, µs a request", "memory, KB a request"],
+                [
+                    *("requests", "p99 later than the wait, ms", "CPU, µs a request", "memory, KB a request"),
+                    "memory at most, MB",
+                ],
                 waiting,
             ),
             *warn_of_others(worst),
             *name_versions(result),
         ]
     )
+
+
+def _cell(summary: dict[str, float] | None, digits: int) -> str:
+    """Return a number; a dash where it was not measured."""
+    return spread(summary, digits) if summary else "–"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

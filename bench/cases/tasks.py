@@ -168,6 +168,9 @@ def _summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     delays = [sorted(1000 * delay for delay in each["delays"]) for each in rounds]
     return {
         **{key: summarize([each[key] for each in rounds]) for key in ("many", "single", "drained", "cpu_us")},
+        "peak_mb": summarize([each["peak_mb"] for each in rounds])
+        if all("peak_mb" in each for each in rounds)
+        else None,
         "p50": summarize([percentile(each, 50) for each in delays]),
         "p99": summarize([percentile(each, 99) for each in delays]),
     }
@@ -187,12 +190,14 @@ def document(result: dict[str, Any]) -> str:
         "CPU, µs an execution",
         "begins after, p50, ms",
         "p99, ms",
+        "memory at most, MB",
     ]
     rows = [
         [
             name,
             *(spread(peer[key], 0) for key in ("many", "single", "drained", "cpu_us")),
             *(spread(peer[key], 1) for key in ("p50", "p99")),
+            spread(peer["peak_mb"], 0) if peer.get("peak_mb") else "–",
         ]
         for name, peer in result["peers"].items()
     ]

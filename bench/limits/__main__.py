@@ -1,4 +1,4 @@
-"""python -m bench.limits: every candidate through the same simulated traffic, as a Markdown table."""
+"""python -m bench limits: every candidate through the same simulated traffic, as a Markdown table."""
 
 from __future__ import annotations
 

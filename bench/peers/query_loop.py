@@ -4,6 +4,7 @@ Once the rows as they are, by ours and by bare asyncpg; once as JSON, by the thr
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sized
@@ -16,6 +17,7 @@ import uvloop
 from pydantic import BaseModel, TypeAdapter
 
 from bench.cases import rotate
+from bench.family import read_peak
 from bench.peers.items import PAGE, SOCKET, URL, keep_session
 from freeloop.database import Address, Database
 from freeloop.scope import Scope
@@ -91,7 +93,7 @@ async def main(slices: int, count: int) -> None:
             taken[f"JSON of {rows}"] = await take_turns(ways, rows, slices // 2, count * 4 // rows)
         await database.close()
     await connection.close()
-    print(json.dumps(taken))
+    print(json.dumps({"taken": taken, "peak_mb": read_peak(os.getpid()) / 1e6}))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -11,6 +12,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 import uvloop
+
+from bench.family import read_peak
 
 STARTERS = 32  # who start one by one at the same time
 CONCURRENCY = 100  # what a worker runs at once
@@ -61,7 +64,10 @@ runs = Runs()
 
 
 async def measure(engine: Engine, count: int, singles: int, batch: int) -> dict[str, Any]:
-    """Return starts and executions a second, and the seconds from each single start to its execution."""
+    """Return starts and executions a second, and the seconds from each single start to its execution.
+
+    With the CPU time in µs of an execution, and the memory in MB that the process had at most.
+    """
     began = time.perf_counter()
     for first in range(0, count, batch):
         await engine.start_many(range(first, first + batch))
@@ -88,6 +94,7 @@ async def measure(engine: Engine, count: int, singles: int, batch: int) -> dict[
         "single": single,
         "drained": count / drained,
         "cpu_us": cpu / count * 1e6,
+        "peak_mb": read_peak(os.getpid()) / 1e6,
         "delays": delays,
     }
 

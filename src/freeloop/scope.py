@@ -1,7 +1,7 @@
 """The request scope: one deadline, one cancellation, one owner of what is borrowed, one ledger of time.
 
 Every HTTP request, WebSocket and background execution runs in a :class:`Scope`. It is the ground floor: any
-room may import it, and it imports only the ledger.
+room may import it, and it imports only the ledger and whose code a line is.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
-from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from freeloop.ledger import APP, Kind, Ledger
+from freeloop.ownership import tell_apps
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,13 +38,8 @@ _TRACEPARENT: Final = re.compile(
 )
 _TRACESTATE: Final = re.compile(rb"[\x20-\x7e]{1,512}")  # what must be passed on at least, and is a header
 _DEEPEST: Final = 20
-# Whose frames are never the place that borrowed something: they borrow on behalf of others, as ours do.
-_PLUMBING: Final = frozenset(
-    {
-        *("contextlib", "threading", "asyncio", "anyio", "starlette", "fastapi", "concurrent"),
-        *("httpx2", "openai", "anthropic"),  # which call through freeloop.outbound.httpx_transport
-    }
-)
+# These borrow on behalf of the app, as ours do: they call through freeloop.outbound.httpx_transport.
+_is_apps_module: Final = tell_apps("aiohttp", "anthropic", "httpx2", "openai")
 
 
 class Trace(NamedTuple):
@@ -65,8 +60,9 @@ class Lease:
     """Something borrowed on behalf of a scope; a context manager that gives it back.
 
     Attributes:
-        kind: What was borrowed: ``connection``, ``upstream`` or ``thread``.
-        name: Which one: the pool's name, the URL's host.
+        kind: What was borrowed: ``connection`` (to the database), ``upstream`` (a call to one), ``socket``
+            (the connection that it goes over) or ``thread``.
+        name: Which one: the pool's name, the URL's host, with its port.
         since: When, in seconds of :func:`time.monotonic`.
         idle_since: Since when it lies unused, in the same seconds; None while it is used, or where whoever
             has lent it does not tell.
@@ -464,13 +460,5 @@ def _find_borrower(frame: FrameType | None) -> FrameType | None:
 
 
 def is_apps(frame: FrameType) -> bool:
-    """Return whether a frame is of the app's own code, neither ours nor the framework's."""
+    """Return whether a frame is of the app's own code, and of nothing that borrows on behalf of it."""
     return _is_apps_module(frame.f_globals.get("__name__", ""))
-
-
-@lru_cache(maxsize=4096)  # asked for each thing that is borrowed
-def _is_apps_module(name: str) -> bool:
-    package, _, rest = name.partition(".")
-    if package == "freeloop":
-        return rest.startswith("service")  # an app like any other
-    return package not in _PLUMBING

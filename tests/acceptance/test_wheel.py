@@ -1,27 +1,12 @@
 """The wheel alone, installed into an empty environment, runs from another folder."""
 
 import asyncio
-import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import aiohttp
-import pytest
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    target = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, ROOT],
-        check=True,
-        capture_output=True,
-    )
-    return next(target.glob("*.whl"))
 
 
 def test_the_wheel_holds_migrations_templates_static_files_and_sample_data(wheel):
@@ -36,24 +21,10 @@ def test_the_wheel_holds_migrations_templates_static_files_and_sample_data(wheel
     assert not [name for name in names if "__pycache__" in name or "tests" in name]
 
 
-def test_the_installed_wheel_serves_from_another_folder(wheel, start, tmp_path):
-    environment = tmp_path / "environment"
-    python = environment / "bin" / "python"
-    uv = shutil.which("uv")
-    if uv:
-        subprocess.run([uv, "venv", "-q", "--python", sys.executable, environment], check=True)
-        install = [uv, "pip", "install", "-q", "--python", python]
-    else:
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    # The locked versions, without hashes: a constraint with a hash would ask for one of the wheel too.
-    locked = (ROOT / "requirements" / "dev.txt").read_text().splitlines()
-    pins = tmp_path / "pins.txt"
-    pins.write_text("\n".join(line.rstrip(" \\") for line in locked if "==" in line))
-    subprocess.run([*install, "-c", pins, wheel], check=True, timeout=110)
+def test_the_installed_wheel_serves_from_another_folder(installed, start, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    service = start(command=(str(environment / "bin" / "freeloop"),), cwd=elsewhere, HOME=str(elsewhere))
+    service = start(command=(str(installed / "bin" / "freeloop"),), cwd=elsewhere, HOME=str(elsewhere))
 
     async def read(url):
         async with aiohttp.ClientSession(url) as client:

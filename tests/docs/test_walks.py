@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import sys
 
 import pytest
 from walk import Walk
@@ -28,16 +29,19 @@ def folder():
     shutil.rmtree(folder)
 
 
-def follow(page, folder, **environment):
+def follow(page, folder, python=sys.executable, **environment):
     """Walk through the page; return how long its commands took."""
-    with Walk(folder, **environment) as walk:
+    with Walk(folder, python, **environment) as walk:
         walk.take([block for block in read_blocks(DOCS / page) if block.language != "python" or block.title])
         walk.stop()
         return walk.seconds
 
 
-async def test_a_newcomer_gets_through_the_tutorial(folder, blog):
-    seconds = await asyncio.to_thread(follow, "tutorial.md", folder, FREELOOP_SOURCES=f"blog={blog}")
+@pytest.mark.timeout(300)  # it may be the first to need what is installed
+async def test_a_newcomer_gets_through_the_tutorial(installed, folder, blog):
+    """From the package alone: what only the tests depend on is not there."""
+    python = installed / "bin" / "python"
+    seconds = await asyncio.to_thread(follow, "tutorial.md", folder, python, FREELOOP_SOURCES=f"blog={blog}")
     (five,) = [taken for command, taken in seconds.items() if "/wait" in command]
     assert five < 5, "five requests of two seconds each were not served together"
 

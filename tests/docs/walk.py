@@ -22,14 +22,20 @@ BOUND = 20  # seconds that a command, or the wait for its output, may take
 class Walk:
     """A reader at work.
 
+    Args:
+        folder: Where the reader is.
+        python: Of the environment that the reader has activated.
+        environment: Variables beside those of the tests, without our settings.
+
     Attributes:
         seconds: How long each command took at last, by its text.
     """
 
-    def __init__(self, folder, **environment):
+    def __init__(self, folder, python=sys.executable, **environment):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FREELOOP_")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
+        path = f"{Path(python).parent}{os.pathsep}{clean['PATH']}"
         self.folder = folder
+        self.python = python
         self.environment = {**clean, "PATH": path, "PYTHONUNBUFFERED": "1", **environment}
         self.server = None
         self.seconds = {}
@@ -74,7 +80,7 @@ class Walk:
         self.stop()
         self.server = Run(
             subprocess.Popen(
-                [sys.executable, "-m", *command.split(), "--port", "0"],
+                [self.python, "-m", *command.split(), "--port", "0"],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

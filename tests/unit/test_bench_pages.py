@@ -2,6 +2,10 @@
 
 import importlib
 import re
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,8 @@ from bench.report import (
     replace_block,
 )
 from bench.routing import measure_routing
+from bench.viewers import document_viewers, follow, summarize_viewers
+from bench.wrk import document_by_both, read_rate, summarize_by_both
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
@@ -292,3 +298,110 @@ def test_the_readme_says_what_ten_times_the_load_does():
 
 def test_what_fastapi_takes_is_measured_of_routes_that_answer():
     assert set(measure_routing(batches=1)) == {"parameters", "dependencies", "router"}
+
+
+WRK = """Running 1s test @ http://127.0.0.1:8000/item
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     2.01ms    1.02ms  18.30ms   90.51%
+    Req/Sec    16.21k     1.02k   17.80k    70.00%
+  16131 requests in 1.01s, 2.31MB read
+Requests/sec:  15971.28
+Transfer/sec:      2.29MB
+"""
+
+
+def test_what_wrk_says_is_read():
+    assert read_rate(WRK) == 15971.28
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "unable to connect to 127.0.0.1:1 Connection refused",
+        WRK.replace("Requests", "  Non-2xx or 3xx responses: 3\nRequests"),
+        WRK.replace("Requests", "  Socket errors: connect 0, read 1, write 0, timeout 0\nRequests"),
+    ],
+)
+def test_what_wrk_was_not_answered_with_success_is_no_rate(said):
+    with pytest.raises(RuntimeError, match="expected wrk to be answered with success"):
+        read_rate(said)
+
+
+def test_what_wrk_gets_stands_beside_ours():
+    def slices(*rates):
+        return {"rate": list(rates)}
+
+    rounds = [
+        {"uvicorn": {"ours": slices(100.0, 110.0), "wrk": slices(150.0, 165.0)}},
+        {"uvicorn": {"ours": slices(200.0, 200.0), "wrk": slices(200.0, 200.0)}},
+    ]
+    text = document_by_both("4.1.0", summarize_by_both(rounds))
+    assert "by wrk 4.1.0" in text
+    assert "| uvicorn | 152 (105–200) | 179 (158–200) | 1.25 (1.00–1.50) |" in text
+
+
+@pytest.mark.parametrize(
+    ("rates", "verdict"),
+    [((99.0, 98.5), "kept"), ((97.0, 97.5), "**missed**"), ((99.0, 97.0), "kept in some rounds")],
+)
+def test_viewers_cost_what_is_answered_less(rates, verdict):
+    rounds = [
+        {"closed": of_slices([100.0] * 3, 200.0), "open": of_slices([50.0, rate, 120.0], 203.0)}
+        for rate in rates
+    ]
+    summary = summarize_viewers(rounds)
+    lost = (summary["lost"]["low"], summary["lost"]["high"])
+    assert lost == pytest.approx((100 - max(rates), 100 - min(rates)))
+    text = document_viewers(summary)
+    assert f"at most 2 %, is {verdict}" in text
+    assert "takes 1.5 (1.5–1.5) % more CPU" in text
+
+
+def of_slices(rates, micros):
+    return {"rate": rates, "cpu": [micros] * len(rates)}
+
+
+def test_without_wrk_the_page_says_so():
+    result = read("overhead")
+    assert "was not installed" in overhead.document({**result, "wrk": {"version": None, "peers": {}}})
+
+
+def test_viewers_say_that_all_see_the_page_and_end_with_a_stream(monkeypatch):
+    said, opened = [], threading.Event()
+
+    def note(*words, **_):
+        said.extend(words)
+        opened.set()
+
+    def answer():
+        streams = [server.accept()[0] for _ in range(2)]
+        for stream in streams:
+            assert not said
+            stream.recv(1_000)
+            stream.sendall(b"retry: 1000\n\ndata: page\n\nevent: sam")
+            stream.sendall(b"ple\ndata: {}\n\n")
+        opened.wait(30)
+        for stream in streams:
+            stream.close()
+
+    monkeypatch.setattr("bench.viewers.print", note, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConnectionError, match="has ended"):
+            follow(server.getsockname()[1], 2)
+        thread.join()
+    assert said == ["open"]
+
+
+def test_a_command_that_is_no_case_is_known_by_its_name():
+    said = subprocess.run(
+        [sys.executable, "-m", "bench", "tables", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.startswith("usage: python -m bench tables")

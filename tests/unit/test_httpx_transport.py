@@ -375,10 +375,12 @@ async def test_sdk_asks_and_is_seen(sdk, upstream):
         assert scope.leases == ()
         upstream.script(sdk.path, "hang")
         call = scope.start_soon(sdk.ask)
-        await eventually(lambda: scope.leases)
-        (lease,) = scope.leases
+        await eventually(lambda: len(scope.leases) == 2)
+        lease, connection = scope.leases
         assert (lease.kind, lease.name) == ("upstream", "model")
+        assert (connection.kind, connection.name) == ("socket", upstream.url.removeprefix("http://"))
         assert lease.place.endswith(".ask")
+        assert connection.place == lease.place
         call.cancel()
         await asyncio.wait((call,))
         assert scope.leases == ()

@@ -515,11 +515,11 @@ async def test_a_lease_names_the_line_that_made_a_call_and_that_used_a_thread():
         thread = asyncio.create_task(through_a_function(pool, block))
         await calls.begun.wait()
         await asyncio.to_thread(begun.wait, 5)
-        leases = [(lease.kind, lease.name, lease.place) for lease in scope.leases]
+        leases = {lease.kind: (lease.name, lease.place) for lease in scope.leases}
         release.set()
         hold.set()
         await asyncio.gather(call, thread)
-        return [*leases, len(scope.leases)]
+        return [leases, len(scope.leases)]
 
     async def through_a_function(pool, block):
         await pool.run(block)  # the thread
@@ -528,9 +528,9 @@ async def test_a_lease_names_the_line_that_made_a_call_and_that_used_a_thread():
     async def direct():
         calling = asyncio.create_task(call_it())
         await asyncio.sleep(0)
-        (lease,) = current_scope().leases
+        call, connection = current_scope().leases  # which is there from the call before
         await calling
-        return lease.place
+        return [call.place, connection.place]
 
     async def call_it():
         await client.get(app.state.url)  # the call
@@ -539,16 +539,18 @@ async def test_a_lease_names_the_line_that_made_a_call_and_that_used_a_thread():
         app.state.url = str(at._base_url)
         status, body = await get(session, "/")
         assert status == 200
-        (upstream_lease, thread_lease, left) = json.loads(body)
-        assert upstream_lease[:2] == ["upstream", app.state.url]
-        assert thread_lease == [
-            "thread",
+        leases, left = json.loads(body)
+        assert leases.keys() == {"upstream", "socket", "thread"}
+        assert leases["upstream"][0] == app.state.url
+        assert leases["socket"][0] == app.state.url.removeprefix("http://")
+        assert leases["thread"] == [
             "calls",
             f"{__file__}:{line_of(through_a_function, 'the thread')} in {through_a_function.__qualname__}",
         ]
         assert left == 0
         _, body = await get(session, "/direct")
-        assert json.loads(body) == f"{__file__}:{line_of(call_it, 'the call')} in {call_it.__qualname__}"
+        place = f"{__file__}:{line_of(call_it, 'the call')} in {call_it.__qualname__}"
+        assert json.loads(body) == [place, place]
     await client.close()
 
 

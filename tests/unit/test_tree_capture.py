@@ -126,6 +126,21 @@ async def test_a_child_of_a_group_belongs_to_it_also_while_the_group_does_someth
     assert seen["parent.child"].parent == seen["parent"].id
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="asyncio keeps no call graph")
+async def test_who_awaits_a_task_is_known_from_asyncios_call_graph_where_no_callback_tells():
+    async def parent():
+        awaited, me = asyncio.create_task(asyncio.sleep(60), name="parent.child"), asyncio.current_task()
+        asyncio.future_add_to_awaited_by(awaited, me)
+        try:
+            await asyncio.Event().wait()  # as a library of its own might
+        finally:
+            asyncio.future_discard_from_awaited_by(awaited, me)
+
+    async with running(parent=parent()):
+        seen = await look()
+    assert seen.awaited_by("parent.child") == {"parent"}
+
+
 async def test_a_sleep_says_since_when_and_until_when():
     began = time.monotonic()
     async with running(sleeper=asyncio.sleep(60)):

@@ -146,7 +146,7 @@ async def test_a_call_names_the_upstream_without_the_values_of_its_query(silent)
     assert "secret" not in wait.text
     assert not wait.at_least
     (scope,) = seen.snapshot.scopes
-    assert [lease.name.partition(" ")[0] for lease in scope.leases] == ["upstream"]
+    assert [lease.name.partition(" ")[0] for lease in scope.leases] == ["upstream", "socket"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import asyncio
 import socket
 from functools import partial
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -18,6 +18,9 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from freeloop.outbound.addresses import is_public
+from freeloop.scope import borrow
+
+_INSIDE: Final = 3  # calls between a lease and the app, at least: this one, aiohttp's request, the client's
 
 
 class StaleConnectionError(aiohttp.ServerDisconnectedError):
@@ -43,6 +46,18 @@ class Connector(aiohttp.TCPConnector):
         self._factory = partial(  # type: ignore[assignment]  # mypy takes partial for invariant
             _Connection, loop=asyncio.get_running_loop()
         )
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
+    ) -> aiohttp.connector.Connection:
+        """Lend a connection; the scope has borrowed it until it is given back, or closed."""
+        connection = await super().connect(req, traces, timeout)
+        key = req.connection_key
+        connection.add_callback(borrow("socket", f"{key.host}:{key.port}", _INSIDE).release)
+        return connection
 
 
 class _Connection(ResponseHandler):

@@ -14,7 +14,7 @@ from freeloop.tree.coroutines import Places, Step, walk
 from freeloop.tree.cycles import find_deadlocks
 from freeloop.tree.draft import Contended, Draft
 from freeloop.tree.functions import Fact, find_fact
-from freeloop.tree.futures import Belonging, Ends, Future, Task, comes_from_thread
+from freeloop.tree.futures import Belonging, Ends, Future, Task, comes_from_thread, list_awaiting
 from freeloop.tree.held import list_held
 from freeloop.tree.lints import find_mistakes
 from freeloop.tree.model import Deadlock, Holder, Place, ScopeNode, Snapshot, TaskNode, Wait
@@ -98,6 +98,8 @@ class Capture:
         draft.parent = belonging.parent
         if belonging.queue is not None:
             self._reported.setdefault(id(belonging.queue), []).append(task)
+        # By asyncio's graph a task group awaits its tasks also while its owner does something else.
+        draft.awaiting = tuple([id(each) for each in list_awaiting(task) if each is not draft.parent])
         steps = walk(task.get_coro())
         draft.stack = tuple([self._places.of(step.frame) for step in steps])
         if task is running:
@@ -203,7 +205,8 @@ class Capture:
         # Taken out one by one: to let go of all of them at once would hold the loop.
         for _ in paced(range(len(self._drafts))):
             number, draft = self._drafts.popitem()
-            node = draft.make_node(number, waits.pop(number, None), tuple(awaited.pop(number, ())))
+            by = dict.fromkeys([*awaited.pop(number, ()), *draft.awaiting])
+            node = draft.make_node(number, waits.pop(number, None), tuple(by))
             tasks.append(node)
         return Snapshot(
             pid=os.getpid(),

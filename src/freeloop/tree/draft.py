@@ -36,6 +36,7 @@ class Draft:
     holders: tuple[Holder, ...] = ()
     orphaned: bool = False
     queue: Any = None  # of asyncio.as_completed, before 3.13
+    awaiting: tuple[int, ...] = ()
 
     def make_node(self, number: int, wait: Wait | None, awaited_by: tuple[int, ...]) -> TaskNode:
         """Return what is kept of it."""

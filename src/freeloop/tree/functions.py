@@ -15,13 +15,11 @@ from urllib.parse import urlsplit
 from freeloop.scope import name_of
 from freeloop.tree.coroutines import Step
 from freeloop.tree.futures import Ends, Future, Task, comes_from_thread
+from freeloop.tree.model import is_apps
 
 Local: TypeAlias = Mapping[str, Any]
 
 _LONGEST: Final = 120  # characters of a statement or URL
-# Whose functions pass on what they wait for: what stands around a known function and is of none of these is
-# the code that waits.
-_PLUMBING: Final = frozenset({"asyncio", "anyio", "contextlib", "asyncpg", "aiohttp", "uvicorn", "freeloop"})
 
 
 @dataclass(slots=True)
@@ -76,8 +74,8 @@ def find_fact(steps: Sequence[Step], waiter: Future) -> tuple[Fact, int]:
             fact = _try(read[module], step.local)
             if fact is not None:
                 found = fact, depth
-        elif step.module.partition(".")[0] not in _PLUMBING:
-            break
+        elif is_apps(step.module):
+            break  # the code that waits: what is not the app's passes on what it waits for
     if found is None:
         return _read_future(waiter), len(steps)
     return found

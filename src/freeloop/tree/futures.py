@@ -1,7 +1,8 @@
-"""What a future's end depends on, as far as the owners of its callbacks tell.
+"""What a future's end depends on, as far as the owners of its callbacks tell, and who awaits it.
 
 asyncio keeps no list of it before Python 3.14; its own functions leave their marks in the callbacks that
-they add.
+they add. From 3.14 on they note who awaits a future, and other libraries can: what no callback tells is read
+from there.
 """
 
 from __future__ import annotations
@@ -64,6 +65,16 @@ def read_cell(function: Any, name: str) -> Any:  # noqa: ANN401 - whatever the v
         return function.__closure__[code.co_freevars.index(name)].cell_contents
     except ValueError:
         return None
+
+
+def list_awaiting(future: Any, depth: int = _DEEPEST) -> Iterator[Task]:  # noqa: ANN401 - of any make
+    """Yield the tasks that await a future by asyncio's own call graph; none before Python 3.14."""
+    for each in getattr(future, "_asyncio_awaited_by", None) or ():
+        if isinstance(each, asyncio.Task):
+            if not each.done():
+                yield each
+        elif depth:
+            yield from list_awaiting(each, depth - 1)
 
 
 def comes_from_thread(future: Any) -> Any:  # noqa: ANN401 - a concurrent.futures.Future

@@ -12,16 +12,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 import orjson
 
+from freeloop.ownership import tell_apps
 from freeloop.tree.pace import paced
 
 Line: TypeAlias = Mapping[str, Any]
 State: TypeAlias = Literal["running", "ready", "waiting"]
 
-
-_CARRIERS: Final = frozenset(
-    {"aiohttp", "anyio", "asyncio", "asyncpg", "concurrent", "contextlib", "fastapi", "freeloop", "runpy"}
-    | {"starlette", "threading", "typer", "uvicorn", "uvloop"}
-)
+is_apps: Final = tell_apps("aiohttp", "asyncpg")
+"""Tells by the name of a module whether it is the app's, and not of what carries it or calls for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Place:
     @property
     def is_apps(self) -> bool:
         """Whether it is of the app, as far as the module tells, and not of what carries it."""
-        return self.module.partition(".")[0] not in _CARRIERS
+        return is_apps(self.module)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} in {self.function}"

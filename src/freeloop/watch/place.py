@@ -8,11 +8,10 @@ import sysconfig
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from freeloop.ownership import tell_apps
 from freeloop.watch.stack import Line, Stack
 
 Owner: TypeAlias = Literal["app", "library", "framework", "python"]
-
-_FRAMEWORK: Final = frozenset({"uvicorn", "uvloop", "starlette", "fastapi", "anyio", "freeloop"})
 
 
 def _roots(*folders: str | None) -> tuple[str, ...]:
@@ -27,26 +26,27 @@ _LIBRARIES: Final = _roots(
 )
 _PYTHON: Final = _roots(_paths["stdlib"], _paths["platstdlib"])
 _OURS: Final = _roots(str(Path(__file__).parents[1]))
-_SERVICE: Final = _roots(str(Path(__file__).parents[1] / "service"))  # an app like any other
+_is_apps: Final = tell_apps()
 
 
 def own(file: str) -> Owner:
     """Return whose file it is."""
     if file.startswith(_OURS):
-        return "app" if file.startswith(_SERVICE) else "framework"
+        return "app" if _is_apps(name_module(file)) else "framework"
     if file.startswith(_LIBRARIES):
-        return "framework" if name_module(file).partition(".")[0] in _FRAMEWORK else "library"
+        return "library" if _is_apps(name_module(file)) else "framework"
     if file.startswith((*_PYTHON, "<frozen")):
         return "python"
     return "app"
 
 
 def name_module(file: str) -> str:
-    """Return the dotted name of a module of a library or of Python; empty for others."""
-    for roots in (_LIBRARIES, _PYTHON):
+    """Return the dotted name of a module of ours, of a library or of Python; empty for others."""
+    for package, roots in (("freeloop.", _OURS), ("", _LIBRARIES), ("", _PYTHON)):
         for root in roots:
             if file.startswith(root):
-                return file[len(root) :].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+                path = file[len(root) :].removesuffix(".py").removesuffix("/__init__")
+                return package + path.replace("/", ".")
     return ""
 
 
