@@ -33,6 +33,11 @@ async def list_orders(db: Db):
     return await db.fetch_value("select 1")
 
 
+@app.get("/process")
+async def tell_process():
+    return os.getpid()
+
+
 @app.get("/ping")
 async def ping(): ...
 
@@ -53,6 +58,14 @@ async def export(db: Db, seconds: float = 60):
     async with db.transaction() as transaction:
         await transaction.fetch_value("select 1")
         await asyncio.sleep(seconds)
+
+
+@app.get("/label")
+async def print_label(db: Db, seconds: float = 0.3):
+    async with db.transaction() as transaction:
+        await transaction.fetch_value("select 1")
+        await kit.run_sync(time.sleep, seconds)
+        await transaction.fetch_value("select 1")
 
 
 @app.get("/report")

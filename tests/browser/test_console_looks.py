@@ -1,9 +1,17 @@
 """Both languages, both widths, both schemes, the keyboard, and nothing that keeps anybody out."""
 
+import re
+import tomllib
+from pathlib import Path
+from string import Formatter
+
 import pytest
 
+import freeloop.console
 from conftest import UPDATES, open_shop, visiting
+from freeloop.console.phrases import ENGLISH
 
+CATALOGUE = Path(freeloop.console.__file__).parent / "catalogue"
 PAGES = ("now", "requests", "blocks", "tree", "tasks", "database", "upstreams")
 
 RIGHT = (
@@ -49,6 +57,66 @@ def test_the_language_is_switched_and_stays(visit):
     assert page.page.get_attribute("html", "lang") == "zh-Hant-TW"
     page.page.click("button[value='en']")
     page.see("Blocks", "h1")
+
+
+# What a page says itself, and not code, stacks, messages of exceptions or names of tasks.
+SAID = """(() => {
+    const main = document.querySelector("main").cloneNode(true);
+    for (const each of main.querySelectorAll("code, pre, summary.bad, .task, summary b")) each.remove();
+    const labels = [...main.querySelectorAll("[aria-label], [data-confirm], [title]")];
+    const names = ["aria-label", "data-confirm", "title"];
+    const said = labels.flatMap((each) => names.map((name) => each.getAttribute(name)));
+    return [main.textContent, ...said].join("\\n");
+})()"""
+
+
+def list_english():
+    """Return what English templates say around their fields, where it is more than a word."""
+    english = tomllib.loads((CATALOGUE / "en.toml").read_text("utf-8"))
+    for templates in (*english.values(), *ENGLISH.values()):
+        for template in templates.values():
+            for piece in (literal.strip(" .,:;()'") for literal, *_ in Formatter().parse(template)):
+                if re.search(r"[a-z] [a-z]", piece):
+                    yield piece
+
+
+def test_a_chinese_page_says_nothing_in_english(visit, shop):
+    page, pieces, shown = visit(locale="zh-TW"), {*list_english()}, {}
+    assert {"a timer", "held by", "a connection of pool", "is awaited by nobody and kept by nobody"} <= {
+        piece.partition(":")[0] for piece in pieces
+    }
+
+    def look(name, *parts):
+        page.open(name)
+        for selector, wanted in parts:
+            page.see(wanted, selector)
+        shown[name] = page.page.evaluate(SAID)
+
+    look("tasks", ("#queues", "佇列"))
+    shop.ask(*["/export"] * 3, *["/orders"] * 2, "/forget", "/family")
+    page.open("requests?q=orders")
+    page.page.locator("#live-requests a").first.click()
+    page.page.wait_for_url("**open=*")
+    opened = page.page.url.rpartition("/")[2]
+    look(opened, ("#opened .waits", CONNECTION))
+    look("now", ("#diagnosis", "連線池「main」已空"))
+    look(
+        "tree",
+        ("details.branch:has-text('/orders')", CONNECTION),
+        ("details.branch:has-text('/family')", "計時器"),
+        (".deadlock", "占用者："),
+        (".sentence.warning", "沒有人 await 它，也沒有人保留它"),
+    )
+    look("database", ("main", "3 條連線借出 3 條"))
+    look("blocks", ("article.block .advice", "改寫成「await asyncio.sleep(seconds)」。"))
+    look("upstreams", ("#sources", "quotes"))
+    assert len(shown) == len(PAGES)
+    for name, text in shown.items():
+        assert [piece for piece in pieces if piece in text] == [], name
+        assert re.findall(r"(?:[A-Za-z][a-z']* ){2,}[a-z']{2,}", text) == [], name
+
+
+CONNECTION = "連線池 'main'（3 條借出 3 條）的連線，占用者：/export"
 
 
 def test_the_keyboard_does_it_all(visit):

@@ -5,6 +5,8 @@ import time
 
 from terminal import Terminal, where
 
+from conftest import open_shop, visiting
+
 BOUND = 30  # seconds that anything may take here
 
 
@@ -66,6 +68,20 @@ def test_slow_statements_are_shown_by_name(visit, shop):
         assert (float(number) >= least, unit) == (True, "s")
 
 
+def test_a_line_that_holds_a_connection_while_it_waits_is_shown(visit, shop):
+    page = visit()
+    page.open("database")
+    shop.get("/label?seconds=0.3")
+    shop.get("/label?seconds=1.2")
+    row = page.page.locator("#held-idle tr:has-text('/label')")
+    page.see("2", "#held-idle tr:has-text('/label') td:nth-of-type(3)")  # times
+    place, route, awaits, _, longest = (cell.inner_text() for cell in row.locator("th, td").all())
+    assert place.endswith("in print_label")
+    assert (route, awaits) == ("/label", "thread")
+    number, unit = longest.split()
+    assert (float(number) >= 1.2, unit) == (True, "s")
+
+
 def test_a_slow_request_is_kept_with_where_its_time_went(visit, shop):
     shop.get("/stock?seconds=1.5")
     shop.get("/wait?seconds=1.5")
@@ -113,6 +129,24 @@ def test_an_overloaded_route_is_told_with_its_limit(visit, shop):
     assert set(statuses) <= {200, 503}
     with shop.loaded("/scarce"):  # one at a time: no limit is needed any more
         page.see("no limit is needed", "#tile-running .below")
+
+
+def test_a_limit_of_the_settings_is_told_where_it_refuses(browser):
+    with open_shop(FREELOOP_MAX_CONCURRENCY=2) as shop, visiting(browser, shop) as make:
+        pages = {
+            "FREELOOP_MAX_CONCURRENCY allows": make(),
+            "FREELOOP_MAX_CONCURRENCY 的上限": make(locale="zh-TW"),
+        }
+        for page in pages.values():
+            page.open("now")
+        shop.ask("/wait", "/wait")
+        pages["FREELOOP_MAX_CONCURRENCY allows"].see("2", "#tile-running .value")
+        with shop.loaded("/wait") as statuses:
+            for said, page in pages.items():
+                page.see("/wait", "#diagnosis [data-code=full]")
+                page.see(said, "#diagnosis [data-code=full]")
+                page.see(said, "#tile-running .below")
+        assert set(statuses) == {503}
 
 
 ROW = """(() => {

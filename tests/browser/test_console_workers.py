@@ -1,7 +1,10 @@
 """Several processes appear as one, with a switch for each."""
 
 import contextlib
+import http.client
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -61,6 +64,30 @@ def test_a_worker_whose_loop_hangs_is_told_by_the_other(visit, shop, tmp_path):
     finally:
         over.touch()
     page.wait_until("!document.querySelector('[data-code=hung]')")
+
+
+def test_a_worker_that_does_not_answer_is_told_by_the_other(visit, shop):
+    connection = http.client.HTTPConnection("127.0.0.1", shop.run.port, timeout=30)
+    with contextlib.closing(connection):
+        teller, processes = get(connection, "/process"), get(connection, "/console/now.json")["processes"]
+        assert teller in processes  # which knows the other one by now
+        (stopped,) = {*processes} - {teller}
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            page = visit()  # only who is not stopped takes its connection
+            page.open("now")
+            page.see(f"Process {stopped} does not answer.", "#diagnosis [data-code=silent]")
+            page.page.select_option("#process", str(stopped))  # it is still one of them
+            page.page.wait_for_url(f"**process={stopped}*")
+            page.see(f"Process {stopped} does not answer.", "#diagnosis [data-code=silent]")
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        page.wait_until("!document.querySelector('[data-code=silent]')")
+
+
+def get(connection, path):
+    connection.request("GET", path)
+    return json.loads(connection.getresponse().read())
 
 
 def wait_hung(shop):

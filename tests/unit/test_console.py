@@ -1,6 +1,8 @@
 """Access, words and shared views, without a browser."""
 
+import ast
 import asyncio
+import inspect
 import re
 import string
 import threading
@@ -16,12 +18,16 @@ import freeloop.console
 from freeloop import Freeloop
 from freeloop.console import access
 from freeloop.console.app import Console
+from freeloop.console.phrases import ENGLISH
 from freeloop.console.texts import LANGUAGES, Texts, choose_language, load_texts, say_number, say_seconds
 from freeloop.errors import InspectionFailed
 from freeloop.insights import Insights
 from freeloop.insights.looks import PATIENCE, REST, SHORTEST, SharedLook
 from freeloop.insights.shared import Shared
-from freeloop.tree import Snapshot, Tree
+from freeloop.tree import Snapshot, Tree, functions
+from freeloop.tree.model import Holder
+from freeloop.tree.waits import describe_wait
+from freeloop.watch.advice import advise
 from serving import served
 
 HERE = Path(freeloop.console.__file__).parent
@@ -37,9 +43,15 @@ def fields(text):
     return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
+SAID_ELSEWHERE = {
+    f"{part}.{key}": text for part, templates in ENGLISH.items() for key, text in templates.items()
+}
+
+
 def test_the_catalogues_have_the_same_keys_and_values():
-    english, chinese = read("en"), read("zh-TW")
+    english, chinese = {**read("en"), **SAID_ELSEWHERE}, read("zh-TW")
     assert english.keys() == chinese.keys()
+    assert not read("en").keys() & SAID_ELSEWHERE.keys()
     assert {key: fields(text) for key, text in english.items()} == {
         key: fields(text) for key, text in chinese.items()
     }
@@ -61,6 +73,102 @@ def test_every_sentence_has_its_words():
     wanted = {f"diagnosis.{next(filter(None, each))}" for each in codes}
     assert len(wanted) >= 10
     assert wanted == {key for key in read("en") if key.startswith("diagnosis.")}
+
+
+# What stands in a field of a template, and what becomes of it.
+FILLED = {
+    "wait": ("a timer", "計時器"),
+    "name": ("'main' (3 of 3 lent)", "'main'（3 條借出 3 條）"),
+    "thing": ("Queue 0x7f", "Queue 0x7f"),
+    "place": ("shop.py:3 in build", "shop.py:3 in build"),
+    "count": ("3", "3"),
+    "size": ("inf", "inf"),
+    "lasted": ("3 min 20 s", "3 min 20 s"),
+}
+
+
+@pytest.mark.parametrize(
+    "key", [key for key, text in SAID_ELSEWHERE.items() if not re.fullmatch(r"{\w+}", text)]
+)
+def test_every_sentence_of_another_room_is_said_in_chinese(key):
+    part = key.partition(".")[0]
+    english, chinese = load_texts("en"), load_texts("zh-TW")
+    given = {name: FILLED.get(name, ("Task-1", "Task-1")) for name in fields(SAID_ELSEWHERE[key])}
+    text = SAID_ELSEWHERE[key].format(**{name: before for name, (before, _) in given.items()})
+    said = read("zh-TW")[key].format(**{name: after for name, (_, after) in given.items()})
+    part = "waits" if part == "clauses" else part
+    assert said != text
+    assert chinese.say(part, text).replace(" ", "") == said.replace(" ", "")
+    assert english.say(part, text) == text
+
+
+def test_whatever_a_look_names_is_said_in_chinese():
+    """What :mod:`freeloop.tree.functions` puts into a name stands in a template, word by word."""
+    tree = ast.parse(inspect.getsource(functions))
+    joined = [each for each in ast.walk(tree) if isinstance(each, ast.JoinedStr)]
+    pieces = [
+        part.value
+        for each in joined
+        for part in each.values
+        if isinstance(part, ast.Constant) and " " in part.value
+    ]
+    words = {word for piece in pieces for word in re.findall(r"[a-z]{2,}", piece)}
+    assert {"of", "in", "it", "lent", "busy", "borrowed", "descriptor"} <= words
+    known = {word for text in ENGLISH["things"].values() for word in re.findall(r"[a-z]{2,}", text)}
+    assert words <= known | {"stream"}  # which is its name
+
+
+EXPORTS = [
+    Holder(1, "/export (Task-2)", "a.py:6 in export", 12.0),
+    Holder(2, "Task-9"),
+    Holder(None, "", "", 0.2),
+]
+
+
+@pytest.mark.parametrize(
+    ("wait", "said"),
+    [
+        (
+            {"kind": "connection", "name": "'main' (3 of 3 lent)", "holders": EXPORTS, "more": 4},
+            (
+                "連線池 'main'（3 條借出 3 條）的連線，占用者：/export (Task-2) 已 12.0 s"
+                "（位於 a.py:6 in export）、Task-9、不明的占用者已 200 ms，以及另外 4 個"
+            ),
+        ),
+        (
+            {"kind": "tasks", "tasks": ["a", "b", "c", "d"], "needs": "any"},
+            "a、b、c，以及另外 1 個之中最先完成的一個",
+        ),
+        ({"kind": "tasks", "tasks": ["a", "b"]}, "a 和 b 全部完成"),
+        (
+            {"kind": "thread", "name": "f", "holders": [Holder(None, "t", "x.py:1 in f")]},
+            "執行緒（執行 f），目前位於 x.py:1 in f",
+        ),
+        ({"kind": "semaphore", "name": "Semaphore 0x7f of 3"}, "Semaphore 0x7f（共 3 個）的許可"),
+        (
+            {"kind": "queue-put", "name": "stream 0x1 (1 of inf in it)"},
+            "stream 0x1（容量 inf，內有 1 個）騰出空位",
+        ),
+        ({"kind": "shared", "name": "GET https://x/a"}, "GET https://x/a 的回應（別人也在等同一個）"),
+        # Neither a statement nor a name is taken for words of ours.
+        (
+            {"kind": "statement", "name": "select a and b, c of 3 to be set"},
+            "PostgreSQL：select a and b, c of 3 to be set",
+        ),
+        ({"kind": "lock", "name": "Lock 0x1"}, "Lock 0x1"),
+        *(({"kind": "task", "tasks": [name]}, name) for name in ("a, " * 1000, "a and " * 1000)),
+    ],
+)
+def test_waits_in_chinese(wait, said):
+    wait = {"name": "", "needs": "all", "tasks": [], "holders": [], **wait}
+    text = describe_wait(wait.pop("kind"), wait.pop("name"), **wait)
+    assert load_texts("zh-TW").say("waits", text) == said
+
+
+def test_what_nobody_has_translated_stays_as_it_is():
+    chinese = load_texts("zh-TW")
+    assert chinese.say("advice", "Do as another version says.") == "Do as another version says."
+    assert chinese.say("advice", advise("waiting", (), ("time.sleep",))) == read("zh-TW")["advice.sleep"]
 
 
 def test_values_are_said_as_people_do():

@@ -60,6 +60,13 @@ def block(*, goes_on):
             Snapshot(samples=(sample(shed=4, errors=4),), routes=(RouteLoad("/a", 5, 1, 5, 4),)),
             [("shedding", {"route": "/a", "shed": 4, "limit": 5})],
         ),
+        # Nothing was limited by the load: it is the limit of the settings.
+        (
+            Snapshot(samples=(sample(shed=4),), routes=(RouteLoad("/a", 2, 0, None, 4),)),
+            [("full", {"shed": 4})],
+        ),
+        # The overload has just gone, and its limit with it.
+        (Snapshot(samples=(sample(shed=4, limit=2),), routes=(RouteLoad("/a", 2, 0, None, 4),)), []),
         (
             Snapshot(breakers=(BreakerState("x", "x", "open", 3.0, 20, 20, 0),) * 2),
             [("breaker_open", {"upstream": "x", "seconds": 3.0})],

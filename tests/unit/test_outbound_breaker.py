@@ -49,6 +49,19 @@ def opened(now=0.0, **options):
     return breaker
 
 
+def test_what_is_usual_begins_with_the_first_answer_and_follows_the_others():
+    breaker = Breaker()
+    assert breaker.usual == 0
+    feed(breaker, 0.0, "s", seconds=0.8)
+    assert breaker.usual == 0.8
+    feed(breaker, 0.0, "t", seconds=0.5)  # who had no time for the usual: it says nothing about the upstream
+    assert breaker.totals == (1, 0, 0)
+    feed(breaker, 0.0, "s", seconds=0.0)
+    assert breaker.usual == pytest.approx(0.75)
+    feed(breaker, 0.0, "s" * 100, seconds=0.2)
+    assert breaker.usual == pytest.approx(0.2, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("outcomes", "state"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from freeloop.errors import InspectionFailed
-from freeloop.insights.fleet import count_rings, list_groups, read_answer, read_tree
+from freeloop.insights.fleet import list_groups, read_answer, read_rings
 from freeloop.insights.merge import merge
 from freeloop.inspection import find_processes
 from freeloop.settings import read_settings
@@ -61,8 +61,8 @@ def ask_app(sockets: list[Path], question: str) -> Any:  # noqa: ANN401 - as fre
 
 def find_deadlocks(sockets: list[Path]) -> tuple[tuple[int, int], ...]:
     """Return the deadlocks in all processes of an app, as a snapshot has them. Blocks."""
-    trees = []
+    rings: list[tuple[int, int]] = []
     for path in sockets:
         with suppress(InspectionFailed, OSError):  # it has ended
-            trees.append(read_tree(path))
-    return count_rings(trees)
+            rings += read_rings(path)
+    return tuple(rings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 _EVERY: Final = 1.0  # seconds
-_TREE_EVERY: Final = 5.0  # seconds between two looks at all tasks, which takes the process longer
 _COLOURS: Final = {"bad": "bold red", "warning": "yellow"}
 
 
@@ -47,14 +45,9 @@ def top(
             sockets = find_app(process)
         texts = load_texts("en")
 
-        deadlocks: tuple[tuple[int, int], ...] = ()
-        looked = float("-inf")
-
         def look() -> tuple[Snapshot, RequestsAnswer]:
-            nonlocal deadlocks, looked
-            if time.monotonic() - looked >= _TREE_EVERY:
-                deadlocks, looked = find_deadlocks(sockets), time.monotonic()
-            return replace(ask_app(sockets, "now"), deadlocks=deadlocks), ask_app(sockets, "requests")
+            snapshot = replace(ask_app(sockets, "now"), deadlocks=find_deadlocks(sockets))
+            return snapshot, ask_app(sockets, "requests")
 
         with progress("Asking the processes"):
             snapshot, requests = look()

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from freeloop.console.phrases import Phrases
+
 LANGUAGES: Final[Mapping[str, str]] = {"en": "English", "zh-TW": "繁體中文"}
 """The name of each in itself."""
 
@@ -20,11 +22,15 @@ class Texts:
     Args:
         language: A key of :data:`LANGUAGES`.
         texts: By key, such as ``now.title``.
+
+    Attributes:
+        say: Says a sentence of another room, by its part: ``t.say("waits", "a timer")``.
     """
 
     def __init__(self, language: str, texts: Mapping[str, str]) -> None:
         self.language = language
         self._texts = texts
+        self.say = Phrases(texts).say
 
     def __call__(self, key: str, /, **values: object) -> str:
         """Return a text with its values; those under names that end in ``seconds`` become durations."""

@@ -116,15 +116,16 @@ def _idle(snapshot: Snapshot) -> Iterator[Sentence]:
 def _shed(snapshot: Snapshot) -> Iterator[Sentence]:
     shed = sum(sample.shed for sample in snapshot.samples)
     limited = [load for load in snapshot.routes if load.limit is not None]
-    if shed and limited:
-        worst = max(limited, key=lambda load: load.shed)
-        values: dict[str, str | int | float] = {
-            "route": worst.route or "(none)",
-            "shed": shed,
-            "running": worst.running,
-            "limit": worst.limit or 0,
-        }
+    if not shed or not snapshot.routes:
+        return
+    worst = max(limited or snapshot.routes, key=lambda load: load.shed)
+    values: dict[str, str | int | float] = {"route": worst.route or "(none)", "shed": shed}
+    if worst.limit is not None:
+        values |= {"running": worst.running, "limit": worst.limit}
         yield Sentence("shedding", "bad", "requests", values)
+    elif any(sample.shed and sample.limit is None for sample in snapshot.samples):
+        # None was limited then: it is not that the overload, and its limit, has just gone.
+        yield Sentence("full", "bad", "requests", values)
 
 
 def _breakers(snapshot: Snapshot) -> Iterator[Sentence]:

@@ -26,7 +26,7 @@ from freeloop.insights.answers import (
 from freeloop.insights.durable import TaskInsights
 from freeloop.insights.looks import SharedLook
 from freeloop.insights.merge import merge
-from freeloop.insights.process import Insights
+from freeloop.insights.process import Insights, count_rings
 from freeloop.insights.shared import Shared
 from freeloop.inspection import Process, ask, find_processes
 from freeloop.tree.model import Snapshot as TreeSnapshot
@@ -127,7 +127,8 @@ class Fleet:
         except InspectionFailed as error:
             self._rings, self._unread = (), error.detail
         else:
-            self._rings, self._unread = count_rings(tree for _, tree in trees), ""
+            self._rings = tuple(ring for _, tree in trees for ring in count_rings(tree))
+            self._unread = ""
 
     async def look(self, process: int | None = None) -> list[tuple[int, TreeSnapshot]]:
         """Return what all tasks wait for, by process, as of the last look: see :class:`SharedLook`.
@@ -184,11 +185,6 @@ async def _share(look: SharedLook, looking: asyncio.Lock) -> TreeSnapshot:
         return await asyncio.to_thread(look.get)
 
 
-def count_rings(trees: Iterable[TreeSnapshot]) -> tuple[tuple[int, int], ...]:
-    """Return for each deadlock how many tasks are in it, and how many wait behind it."""
-    return tuple((len(ring.tasks), len(ring.behind)) for tree in trees for ring in tree.deadlocks)
-
-
 def find_group(folder: Path, group: int | None) -> tuple[dict[int, Path], set[int]]:
     """Return the processes that serve one app together, and the numbers of all that do not answer. Blocks."""
     processes = find_processes(folder)
@@ -225,6 +221,16 @@ def read_tree(path: Path) -> TreeSnapshot:
         InspectionFailed: It does not answer in time.
     """
     return read_snapshot(ask(path, "insights", timeout=_TIMEOUT * 3, of="tree"))
+
+
+def read_rings(path: Path) -> tuple[tuple[int, int], ...]:
+    """Return the deadlocks of a process as :func:`count_rings` does, as of the same look. Blocks.
+
+    Raises:
+        InspectionFailed: It does not answer in time.
+    """
+    (answer,) = ask(path, "insights", timeout=_TIMEOUT * 3, of="rings")
+    return tuple((tasks, behind) for tasks, behind in answer["rings"])
 
 
 def _cancel(path: Path, number: int, who: str) -> bool:

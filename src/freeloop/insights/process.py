@@ -119,6 +119,8 @@ class Insights:
             yield orjson.dumps({"group": self.group})
         elif wanted == "tree":
             yield from self.tree.get().lines()
+        elif wanted == "rings":
+            yield orjson.dumps({"rings": count_rings(self.tree.get())})
         elif wanted == "cancel":
             number, who = int(question["number"]), str(question.get("who", ""))
             yield orjson.dumps({"cancelled": self._on_loop(lambda: self.cancel(number, who=who), False)})
@@ -371,6 +373,11 @@ class Insights:
             stack.cache.misses if stack.cache is not None else None,
             tuple(breakers),
         )
+
+
+def count_rings(tree: TreeSnapshot) -> tuple[tuple[int, int], ...]:
+    """Return for each deadlock how many tasks are in it, and how many wait behind it."""
+    return tuple((len(ring.tasks), len(ring.behind)) for ring in tree.deadlocks)
 
 
 def _borrowed(lease: Lease, route: str) -> Borrowed:

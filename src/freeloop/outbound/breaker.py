@@ -118,7 +118,8 @@ class Breaker:
             else:
                 self._close()
             return
-        self._usual += (seconds - self._usual) * _SMOOTHING
+        # The first one is all that is known: from 0 on, what is usual would be far too small for many calls.
+        self._usual += (seconds - self._usual) * (_SMOOTHING if self._usual else 1.0)
         self._window.add(now, _CALLS)
         if seconds > self._slow:
             self._window.add(now, _SLOW)

@@ -12,7 +12,7 @@ _MOST: Final = 3  # names in a sentence
 PHRASES: Final[dict[str, str]] = {
     "sleep": "a timer",
     "task": "{tasks}",
-    "tasks": "{which} {tasks}",
+    "tasks": "{tasks}",
     "group": "the end of its task group: {tasks}",
     "lock": "{name}",
     "semaphore": "a permit of {name}",
@@ -43,6 +43,26 @@ PHRASES: Final[dict[str, str]] = {
 }
 """A phrase for each kind of wait, to stand behind 'waits for'."""
 
+CLAUSES: Final[dict[str, str]] = {
+    "held": "{wait}, held by {holders}",
+    "stands": "{wait}, now at {place}",
+    "runs": "{wait} that runs {function}",
+    "all": "all of {tasks}",
+    "any": "the first of {tasks}",
+}
+"""What is said around a phrase."""
+
+NAMES: Final[dict[str, str]] = {
+    "more": "{names} and {count} more",
+    "two": "{names} and {last}",
+    "at": "{holder} at {place}",
+    "since": "{holder} for {lasted}",
+    "somebody": "somebody",
+    "thread": "a thread",
+    "unknown": "something unknown",
+}
+"""How tasks and holders are enumerated and described."""
+
 
 def describe_wait(
     kind: str, name: str, *, needs: str, tasks: Sequence[str], holders: Sequence[Holder], more: int = 0
@@ -57,32 +77,33 @@ def describe_wait(
         holders: Who holds it.
         more: How many hold it that are not among them.
     """
-    which = "" if len(tasks) == 1 else "all of" if needs == "all" else "the first of"
-    words = (
-        PHRASES[kind].format(name=name, which=which, tasks=_enumerate(tasks) or "something unknown").strip()
-    )
+    words = PHRASES[kind].format(name=name, tasks=_enumerate(tasks) or NAMES["unknown"])
+    if kind == "tasks" and len(tasks) != 1:
+        words = CLAUSES[needs].format(tasks=words)
     if kind == "thread" and name:
-        words += f" that runs {name}"
+        words = CLAUSES["runs"].format(wait=words, function=name)
     if holders and kind == "thread":
-        return f"{words}, now at {holders[0].place}"
+        return CLAUSES["stands"].format(wait=words, place=holders[0].place)
     if holders:
-        return f"{words}, held by {_enumerate([_describe(holder) for holder in holders], more)}"
+        names = _enumerate([_describe(holder) for holder in holders], more)
+        return CLAUSES["held"].format(wait=words, holders=names)
     return words
 
 
 def _describe(holder: Holder) -> str:
-    seconds = "" if holder.seconds is None else f" for {format_seconds(holder.seconds)}"
-    place = f" at {holder.place}" if holder.place else ""
-    return f"{holder.name or 'somebody'}{seconds}{place}"
+    words = holder.name or NAMES["somebody"]
+    if holder.seconds is not None:
+        words = NAMES["since"].format(holder=words, lasted=format_seconds(holder.seconds))
+    return NAMES["at"].format(holder=words, place=holder.place) if holder.place else words
 
 
 def _enumerate(names: Sequence[str], more: int = 0) -> str:
     shown = names[:_MOST]
     rest = len(names) - len(shown) + more
     if rest:
-        return f"{', '.join(shown)} and {rest} more"
+        return NAMES["more"].format(names=", ".join(shown), count=rest)
     if len(shown) > 1:
-        return f"{', '.join(shown[:-1])} and {shown[-1]}"
+        return NAMES["two"].format(names=", ".join(shown[:-1]), last=shown[-1])
     return "".join(shown)
 
 
