@@ -24,6 +24,7 @@ from freeloop.gate.middleware import Gate
 from freeloop.gate.pages import Page, list_pages
 from freeloop.gate.policy import Policy
 from freeloop.gate.problems import answer_unhandled
+from freeloop.gate.tokens import token_needed
 from freeloop.outbound import Client, Source
 from freeloop.overview import Overview
 from freeloop.resources import Resources
@@ -31,7 +32,7 @@ from freeloop.scope import Scope
 from freeloop.settings import Settings, read_settings
 from freeloop.tasks import RetryPolicy, Tasks
 from freeloop.tasks.declare import Options, TaskDecorator
-from freeloop.tasks.routes import make_router, token_needed
+from freeloop.tasks.routes import make_router
 from freeloop.tasks.work import Work
 from freeloop.watch import Watch, watch
 
@@ -203,8 +204,8 @@ class Freeloop:
     def _list_pages(self, app: ASGIApp) -> dict[str, Page]:
         if not find_routes(app):
             return {}  # whether it has such pages itself cannot be told
-        token = self.settings.token.get_secret_value() if self.settings.token else None
-        return list_pages(self.settings.readiness_path, self.metrics, token, local=self._local)
+        settings = self.settings
+        return list_pages(settings.readiness_path, self.metrics, settings.bearer_token, local=self._local)
 
     def open(self) -> AbstractAsyncContextManager[None]:
         """Open what the app has (see :mod:`freeloop.resources`) for the block; its lifespan does so too.
@@ -323,8 +324,7 @@ class Freeloop:
                 it is set.
         """
         if guards is None:
-            token = self.settings.token.get_secret_value() if self.settings.token else None
-            guards = [token_needed(token)]
+            guards = [token_needed(self.settings.bearer_token)]
         return make_router(self.tasks, guards=guards)
 
     def become_worker(self, queues: Collection[str] | None = None) -> None:

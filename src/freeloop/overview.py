@@ -120,8 +120,7 @@ class Overview:
         if self._console is not None or taken:
             return app
         fleet = Fleet(self.insights, self.durable, self._settings.runtime_dir)
-        token = self._settings.token.get_secret_value() if self._settings.token else None
-        self._console = Console(fleet, title=title, token=token)
+        self._console = Console(fleet, title=title, token=self._settings.bearer_token)
         if isinstance(app, Starlette):
             put_beside(app, path, self._console)
             return app

@@ -358,6 +358,11 @@ class Settings(BaseSettings):
     )
     access_log: bool = _setting(True, "Log one record a request.", "true or false")
 
+    @property
+    def bearer_token(self) -> str | None:
+        """``FREELOOP_TOKEN`` in clear text, to compare with what a request bears; None: none is set."""
+        return None if self.token is None else self.token.get_secret_value()
+
     @field_validator("database_url", "database_direct_url", "database_read_url")
     @classmethod
     def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:

@@ -54,6 +54,27 @@ async def test_a_task_runs_with_its_arguments_and_gives_its_result(tasks, rows):
     assert await rows() == 0
 
 
+async def test_the_connection_of_a_start_is_borrowed_by_the_line_of_the_app(tasks):
+    @declare(tasks)
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    scope = Scope("the-request")
+
+    async def route():
+        scope.enter()
+        await tasks.start(add, 1, 2)
+
+    async with tasks.database.transaction() as other:
+        await other.execute("lock table freeloop.tasks in exclusive mode")
+        starting = asyncio.create_task(route())
+        await eventually(lambda: scope.leases, within=WITHIN)
+        (lease,) = scope.leases
+    await starting
+    line = route.__code__.co_firstlineno + 2
+    assert lease.place == f"{__file__}:{line} in {route.__qualname__}"
+
+
 async def test_a_declared_function_is_itself_when_called(tasks):
     @declare(tasks)
     async def add(a: int, b: int) -> int:

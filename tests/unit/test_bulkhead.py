@@ -41,7 +41,7 @@ async def test_cancelled_in_the_turn_in_which_a_place_comes_free():
     admission, bulkhead = hold(OnePlace())
     assert admission.arrive(0) is Verdict.ADMIT
     assert admission.arrive(0) is Verdict.WAIT
-    waiting = asyncio.create_task(bulkhead.wait(admission, 0, 5))
+    waiting = asyncio.create_task(bulkhead.wait(admission, 5))
     await asyncio.sleep(0)
     waiting.cancel()
     bulkhead.leave(admission, 0, None)
@@ -55,8 +55,8 @@ async def test_promoted_in_the_turn_in_which_it_is_cancelled():
     admission.arrive(0)
     assert admission.arrive(0) is Verdict.WAIT
     assert admission.arrive(0) is Verdict.WAIT
-    first = asyncio.create_task(bulkhead.wait(admission, 0, 5))
-    second = asyncio.create_task(bulkhead.wait(admission, 0, 5))
+    first = asyncio.create_task(bulkhead.wait(admission, 5))
+    second = asyncio.create_task(bulkhead.wait(admission, 5))
     await asyncio.sleep(0)
     bulkhead.leave(admission, 0, None)
     first.cancel()
@@ -70,7 +70,7 @@ async def test_who_waits_in_vain_is_counted_as_shed():
     admission, bulkhead = hold(OnePlace())
     admission.arrive(0)
     admission.arrive(0)
-    assert not await bulkhead.wait(admission, 0, 0.01)
+    assert not await bulkhead.wait(admission, 0.01)
     assert (admission.running, admission.waiting, admission.shed) == (1, 0, 1)
 
 
@@ -85,7 +85,7 @@ async def test_at_random_moments_no_place_is_lost_and_no_limit_is_passed(seed):
         verdict = admission.arrive(0)
         if verdict is Verdict.SHED:
             return
-        if verdict is Verdict.WAIT and not await bulkhead.wait(admission, 0, chance.choice([0.001, 5])):
+        if verdict is Verdict.WAIT and not await bulkhead.wait(admission, chance.choice([0.001, 5])):
             return
         most = max(most, admission.running)
         try:

@@ -198,6 +198,9 @@ def test_findings_are_bounded_and_what_gave_way_is_counted():
 def test_an_ignored_place_that_is_not_met_is_told(caplog):
     ignored = Ignored({"shop/reports.py:build": "nightly", "shop/reports.py:mail": "rare"})
     assert ignored.covers("/srv/app/shop/reports.py", "Report.build")
+    assert ignored.covers("/srv/app/shop/reports.py", "build")
     assert not ignored.covers("/srv/app/workshop/reports.py", "Report.build")
+    assert not ignored.covers("/srv/app/shop/reports.py", "rebuild")
+    assert not ignored.covers("/srv/app/shop/reports.py", "Report.automail")
     ignored.warn_of_unmet()
     assert [record.place for record in caplog.records] == ["shop/reports.py:mail"]

@@ -14,6 +14,7 @@ import asyncpg
 
 from freeloop.database.connect import Connector, Misconfigured
 from freeloop.errors import DatabaseUnavailable
+from freeloop.events import wait_at_most
 
 _HEALTH_INTERVAL: Final = 10.0
 _HEALTH_TIMEOUT: Final = 5.0
@@ -100,10 +101,7 @@ class Listener(AbstractAsyncContextManager[AsyncIterator[Notification]], AsyncIt
 
     async def _wait(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         self._wake.clear()
-        try:
-            async with asyncio.timeout(self._health_interval):
-                await self._wake.wait()
-        except TimeoutError:
+        if not await wait_at_most(self._wake, self._health_interval):
             await self._probe(connection)
 
     async def _probe(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -7,12 +7,12 @@ fifth of a short query.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from freeloop.database.session import Session
 from freeloop.errors import duplicate
+from freeloop.waiting_line import WaitingLine
 
 _LIFETIME: Final = 300.0  # s after which those are ended that were free all the time
 # A request to cancel that reaches the server between two statements is lost, and the statement it was meant
@@ -35,7 +35,7 @@ class Sessions:
         self._standing: set[Session] = set()
         self._free: list[Session] = []  # the latest last, and taken first: so what is not needed grows old
         # None: the place for a session. Somebody waits only where nothing is free and there is no room.
-        self._waiting: deque[asyncio.Future[Session | None]] = deque()
+        self._line = WaitingLine[Session | None](self._pass_on)
         self._settling: set[asyncio.Task[None]] = set()
         self._unneeded = 0  # how many of them were free all the time since they were looked at last
         self._retiring: asyncio.TimerHandle | None = None
@@ -72,23 +72,24 @@ class Sessions:
         Raises:
             TimeoutError: None came in time.
         """
-        async with asyncio.timeout(seconds):
-            session = self.take()
-            if session is None and self._room:
-                self._room -= 1
-            elif session is None:
-                session = await self._wait()
-            if session is not None and not session.is_closed():
-                return session
-            if session is not None:
-                self._standing.discard(session)  # and its place is ours
-            try:
-                session = await self._connect()
-            except BaseException:
-                self._pass_on(None)
-                raise
-            self._standing.add(session)
+        until = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        session = self.take()
+        if session is None and self._room:
+            self._room -= 1
+        elif session is None:
+            session = await self._line.wait(seconds)
+        if session is not None and not session.is_closed():
             return session
+        if session is not None:
+            self._standing.discard(session)  # and its place is ours
+        try:
+            async with asyncio.timeout_at(until):
+                session = await self._connect()
+        except BaseException:
+            self._pass_on(None)
+            raise
+        self._standing.add(session)
+        return session
 
     def give_back(self, session: Session) -> None:
         """Take one back on which nothing is left open; or that is closed."""
@@ -133,21 +134,7 @@ class Sessions:
             if self._retiring is not None:
                 self._retiring.cancel()
             self.drop()
-            for seat in self._waiting:
-                if not seat.done():
-                    seat.set_exception(duplicate(reason))
-
-    async def _wait(self) -> Session | None:
-        seat: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(seat)
-        try:
-            return await seat
-        except BaseException:
-            if seat in self._waiting:
-                self._waiting.remove(seat)
-            elif not seat.cancelled() and seat.exception() is None:
-                self._pass_on(seat.result())  # it came in the moment in which this was cancelled
-            raise
+            self._line.close(lambda: duplicate(reason))
 
     async def _settle(self, session: Session) -> None:
         try:
@@ -163,11 +150,8 @@ class Sessions:
 
     def _pass_on(self, session: Session | None) -> None:
         """Let who has waited longest have a session, or the place for one."""
-        while self._waiting:
-            seat = self._waiting.popleft()
-            if not seat.done():
-                seat.set_result(session)
-                return
+        if self._line.waiting and self._line.call_next(session):
+            return
         if session is None:
             self._room += 1
         else:

@@ -209,7 +209,7 @@ class Gate:
         if admission is None:
             return None
         with exchange.spend("queue"):
-            if await exchange.bulkhead.wait(admission, exchange.started, limit_wait(admission.wait_limit)):
+            if await exchange.bulkhead.wait(admission, limit_wait(admission.wait_limit)):
                 exchange.admitted = time.monotonic()
                 return None
         return refusals.overloaded(exchange, admission.retry_after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -11,6 +10,7 @@ from starlette.responses import Response
 
 from freeloop.errors import Unauthorized
 from freeloop.gate.problems import answer_error
+from freeloop.gate.tokens import check_token
 from freeloop.metrics import Metrics
 
 Headers: TypeAlias = Mapping[bytes, bytes]
@@ -33,36 +33,13 @@ def list_pages(readiness_path: str, metrics: Metrics, token: str | None, *, loca
     return pages
 
 
-def check_token(authorization: str | None, token: str) -> None:
-    """Compare a bearer token in constant time.
-
-    Args:
-        authorization: The header ``Authorization``, or None.
-        token: The right one.
-
-    Raises:
-        Unauthorized: It is missing or wrong (401).
-    """
-    scheme, _, given = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not given.strip():
-        raise Unauthorized(
-            "The bearer token is missing",
-            "This route needs the header 'Authorization: Bearer <FREELOOP_TOKEN>'.",
-        )
-    # compare_digest takes the same time wherever the first difference stands; bytes, since text
-    # outside ASCII is refused by it.
-    if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode()):
-        raise Unauthorized("The bearer token is wrong", "The token that came is not FREELOOP_TOKEN.")
-
-
 def _say_ok(_: Headers) -> Response:
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
 def _show_metrics(headers: Headers, metrics: Metrics, token: str | None) -> Response:
-    if token is not None:
-        try:
-            check_token(headers.get(b"authorization", b"").decode("latin-1"), token)
-        except Unauthorized as error:
-            return answer_error(error)
+    try:
+        check_token(headers.get(b"authorization", b"").decode("latin-1"), token)
+    except Unauthorized as error:
+        return answer_error(error)
     return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)

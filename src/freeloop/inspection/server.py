@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
+from freeloop.events import wait_at_most
 from freeloop.inspection.folder import path_of, prepare_folder
 
 logger = logging.getLogger("freeloop.inspection")
@@ -78,9 +79,7 @@ class _Thread(threading.Thread):
         with suppress(OSError):
             self._wake.send(b"x")
         # It may be in the middle of an answer that somebody reads slowly.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_TIMEOUT):
-                await self._ended.wait()
+        await wait_at_most(self._ended, _STOP_TIMEOUT)
         self._wake.close()
 
     def run(self) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from freeloop.errors import UpstreamBusy
 from freeloop.outbound.response import Response
 from freeloop.outbound.sources import Sources
 from freeloop.outbound.transport import OutboundRequest, Transport
-from freeloop.outbound.waiting_line import WaitingLine
+from freeloop.waiting_line import WaitingLine
 
 
 class Compartment:
@@ -59,11 +60,11 @@ class _Slots:
 
     def __init__(self, compartment: Compartment) -> None:
         self.compartment = compartment
-        self.line = WaitingLine(self.leave)
+        self.line = WaitingLine[None](lambda _: self.leave())
 
     def leave(self) -> None:
         # The slot is handed over, not freed: it never stands empty for someone to slip in.
-        if not self.line.call_next():
+        if not self.line.call_next(None):
             self.compartment.give_back()
 
 
@@ -101,7 +102,7 @@ class Bulkhead:
     @property
     def waiting(self) -> int:
         """Calls that wait for a slot now."""
-        return sum(len(slots.line) for _, slots in self._sources)
+        return sum(slots.line.waiting for _, slots in self._sources)
 
     async def send(self, request: OutboundRequest) -> Response:
         """Send the request once it has a slot; the contract of :class:`freeloop.outbound.Transport`.
@@ -130,7 +131,7 @@ class Bulkhead:
     async def _wait(self, slots: _Slots, request: OutboundRequest) -> OutboundRequest:
         """Wait for a slot, which is then taken; return the request with the time that it has left."""
         started = self._clock()
-        compartment, waiting = slots.compartment, len(slots.line)
+        compartment, waiting = slots.compartment, slots.line.waiting
         if not compartment.may_wait(waiting):
             self.refused += 1
             raise UpstreamBusy(
@@ -138,7 +139,8 @@ class Bulkhead:
                 f"way, and {waiting} of {compartment.queue} wait. Allow more at once, or call it less.",
                 source=request.source,
             )
-        if await slots.line.wait(request.timeout):
+        with suppress(TimeoutError):
+            await slots.line.wait(request.timeout)
             remaining = request.timeout - (self._clock() - started)
             if remaining > 0:
                 return request.within(remaining)

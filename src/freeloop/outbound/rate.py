@@ -20,7 +20,7 @@ from freeloop.errors import UpstreamBusy
 from freeloop.outbound.response import Response
 from freeloop.outbound.sources import Sources
 from freeloop.outbound.transport import OutboundRequest, Transport
-from freeloop.outbound.waiting_line import WaitingLine
+from freeloop.waiting_line import WaitingLine
 
 _ROUNDING: Final = 1e-6  # s: sums of intervals are not exact
 _LATE: Final = 0.01  # s that the loop may be late without a turn being lost
@@ -77,7 +77,7 @@ class _Turnstile:
 
     def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
         self.rate = rate
-        self.line = WaitingLine(self.take_back)
+        self.line = WaitingLine[None](lambda _: self.take_back())
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
 
@@ -86,10 +86,13 @@ class _Turnstile:
         if self._timer is None:
             self._set_timer(self._clock())
         try:
-            return await self.line.wait(seconds)
+            await self.line.wait(seconds)
+        except TimeoutError:
+            return False
         finally:
-            if not self.line:
+            if not self.line.waiting:
                 self._stop_timer()
+        return True
 
     def take_back(self) -> None:
         """Take back a token that is not used, and give it to the first in line."""
@@ -100,10 +103,11 @@ class _Turnstile:
     def _let_through(self) -> None:
         self._timer = None
         now = self._clock()
-        while self.line and self.rate.take(now, late=_LATE):
-            if not self.line.call_next():
-                self.rate.give_back()
-        if self.line:
+        while self.line.waiting and self.rate.take(now, late=_LATE):
+            if not self.line.call_next(None):
+                self.rate.give_back()  # those who wait were cancelled just now
+                break
+        if self.line.waiting:
             self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:
@@ -138,7 +142,7 @@ class RateLimit:
         self._transport = transport
         self._sources = Sources(
             lambda name: None if (rate := make(name)) is None else _Turnstile(rate, clock),
-            spare=lambda turnstile: turnstile is None or not turnstile.line,
+            spare=lambda turnstile: turnstile is None or not turnstile.line.waiting,
         )
         self._clock = clock
         self.refused = 0
@@ -146,7 +150,7 @@ class RateLimit:
     @property
     def waiting(self) -> int:
         """Calls that wait for their turn now."""
-        return sum(len(turnstile.line) for _, turnstile in self._sources if turnstile is not None)
+        return sum(turnstile.line.waiting for _, turnstile in self._sources if turnstile is not None)
 
     async def send(self, request: OutboundRequest) -> Response:
         """Send the request when it is its turn; the contract of :class:`freeloop.outbound.Transport`.
@@ -156,7 +160,7 @@ class RateLimit:
         """
         turnstile = self._sources.of(request)
         # Nobody overtakes those who wait, also where a token has come meanwhile.
-        if turnstile is not None and (turnstile.line or not turnstile.rate.take(self._clock())):
+        if turnstile is not None and (turnstile.line.waiting or not turnstile.rate.take(self._clock())):
             request = await self._wait(turnstile, request)
         return await self._transport.send(request)
 
@@ -167,7 +171,7 @@ class RateLimit:
     async def _wait(self, turnstile: _Turnstile, request: OutboundRequest) -> OutboundRequest:
         """Wait for a token, which is then taken; return the request with the time that it has left."""
         started = self._clock()
-        rate, ahead = turnstile.rate, len(turnstile.line)
+        rate, ahead = turnstile.rate, turnstile.line.waiting
         seconds = rate.seconds_until(started, ahead)
         if seconds < request.timeout and await turnstile.wait(request.timeout):
             remaining = request.timeout - (self._clock() - started)

@@ -56,24 +56,22 @@ async def serve(
         Who ends the process at the total time of the shutdown, still: let it
         :meth:`~Overdue.wait_for_threads` once the loop has closed.
     """
-    overdue = Overdue(timetable.total, flush)
-    try:
-        async with stopped_by_signal(overdue) as stop, resources or contextlib.nullcontext() as state:
-            server = Server(
-                config,
-                drain=drain,
-                timetable=timetable,
-                state=state or {},
-                on_listening=on_listening,
-                begin=overdue.begin,
-            )
-            stop(server)
-            _raise_file_limit()
-            _settle_memory()
-            await server.serve(sockets)
-    except BaseException:
-        overdue.stop()  # the start has failed
-        raise
+    async with (
+        stopped_by_signal(timetable, flush) as (overdue, stop),
+        resources or contextlib.nullcontext() as state,
+    ):
+        server = Server(
+            config,
+            drain=drain,
+            timetable=timetable,
+            state=state or {},
+            on_listening=on_listening,
+            begin=overdue.begin,
+        )
+        stop(server)
+        _raise_file_limit()
+        _settle_memory()
+        await server.serve(sockets)
     return overdue
 
 
@@ -105,8 +103,18 @@ def _settle_memory() -> None:
 
 
 @contextlib.asynccontextmanager
-async def stopped_by_signal(overdue: Overdue) -> AsyncIterator[Callable[[Stoppable], None]]:
-    """Before there is a server, a signal cancels the start; then it stops the server, the second hurries."""
+async def stopped_by_signal(
+    timetable: Timetable, flush: Callable[[], None]
+) -> AsyncIterator[tuple[Overdue, Callable[[Stoppable], None]]]:
+    """Before there is a server, a signal cancels the start; then it stops the server, the second hurries.
+
+    Args:
+        timetable: When each part of the end is over.
+        flush: Called where the process has to be ended, so that the log is written.
+
+    Returns:
+        Who ends the process once all is over in time; and what to call with the server.
+    """
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     server: Stoppable | None = None
@@ -133,11 +141,13 @@ async def stopped_by_signal(overdue: Overdue) -> AsyncIterator[Callable[[Stoppab
         nonlocal server
         server = started
 
+    overdue = Overdue(timetable.total, flush)
     before = {sig: signal.signal(sig, handle) for sig in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield use
-    except asyncio.CancelledError:
-        if not cancelled:
+        yield overdue, use
+    except BaseException as error:
+        if not (cancelled and isinstance(error, asyncio.CancelledError)):
+            overdue.stop()  # the start has failed
             raise
     finally:
         # A signal more shall hurry what is left of the end, not kill it with another exit code.

@@ -188,12 +188,7 @@ class Server(uvicorn.Server):
         )
 
     async def _wait(self, seconds: float, *what: Coroutine[Any, Any, object]) -> None:
-        """Wait until one has ended, at most until so many seconds after the begin; then cancel all."""
-        waiting = [asyncio.ensure_future(each) for each in what]
-        left = self._began + seconds - time.monotonic()
-        await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-        for each in waiting:
-            each.cancel()
+        await wait_until(self._began + seconds, *what)
 
     async def _run_out(self) -> None:
         """Wait until every answer has reached its client and nothing runs."""
@@ -202,6 +197,15 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_LOOK)
         await self._drain.wait_idle()
         await _close_generators()
+
+
+async def wait_until(moment: float, *what: Coroutine[Any, Any, object]) -> None:
+    """Wait until one has ended, at most until a moment of :func:`time.monotonic`; then cancel all."""
+    waiting = [asyncio.ensure_future(each) for each in what]
+    left = max(0.0, moment - time.monotonic())
+    await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
 
 
 async def _close_generators() -> None:

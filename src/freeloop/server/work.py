@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from freeloop.server.overdue import Overdue
 from freeloop.server.process import stopped_by_signal
-from freeloop.server.shutdown import Drain, Timetable
+from freeloop.server.shutdown import Drain, Timetable, wait_until
 
 
 async def work(
@@ -33,16 +32,11 @@ async def work(
     Returns:
         As of :func:`freeloop.server.process.serve`.
     """
-    overdue = Overdue(timetable.total, flush)
-    try:
-        async with stopped_by_signal(overdue) as stop, resources:
-            shift = _Shift(drain, timetable)
-            stop(shift)
-            on_working()
-            await shift.run()
-    except BaseException:
-        overdue.stop()  # the start has failed
-        raise
+    async with stopped_by_signal(timetable, flush) as (overdue, stop), resources:
+        shift = _Shift(drain, timetable)
+        stop(shift)
+        on_working()
+        await shift.run()
     return overdue
 
 
@@ -69,13 +63,6 @@ class _Shift:
     async def run(self) -> None:
         """Wait for the stop; let what runs end until the grace is over, then hand it back."""
         await self._stopped.wait()
-        await self._wait(self._timetable.grace, self._drain.wait_idle(), self._hurry.wait())
+        await wait_until(self._began + self._timetable.grace, self._drain.wait_idle(), self._hurry.wait())
         self._drain.cancel()
-        await self._wait(self._timetable.cleanup, self._drain.wait_idle())
-
-    async def _wait(self, seconds: float, *what: Awaitable[object]) -> None:
-        waiting = [asyncio.ensure_future(each) for each in what]
-        left = max(0.0, self._began + seconds - time.monotonic())
-        await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        for each in waiting:
-            each.cancel()
+        await wait_until(self._began + self._timetable.cleanup, self._drain.wait_idle())

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from freeloop.gate.pages import check_token
+from freeloop.dependencies import find_kit
+from freeloop.gate.tokens import Bearer, check_bearer
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.service.state import state_of
-
-_bearer = HTTPBearer(auto_error=False, description="FREELOOP_TOKEN, where it is set.")
 
 
 # All async: FastAPI runs each plain function in a thread, and slow sync code could starve them. And none
@@ -20,17 +18,13 @@ async def _changes(request: Request) -> ChangeFeed:
     return state_of(request).changes
 
 
-async def require_token(
-    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> None:
+async def require_token(request: Request, given: Bearer) -> None:
     """Let the request pass where no token is set, or where it bears the right one.
 
     Raises:
         Unauthorized: The token is missing or wrong (401).
     """
-    token = state_of(request).token
-    if token is not None:
-        check_token(f"{given.scheme} {given.credentials}" if given else None, token)
+    check_bearer(given, find_kit(request).settings.bearer_token)
 
 
 Changes = Annotated[ChangeFeed, Depends(_changes)]

@@ -20,13 +20,11 @@ class State:
         sources: The configured external APIs, name to URL; the first is the default.
         outbound: The kit's client for external APIs.
         changes: The feed of item changes.
-        token: The bearer token that writes need, or None.
     """
 
     sources: Mapping[str, str]
     outbound: Client
     changes: ChangeFeed
-    token: str | None
 
 
 def state_of(request: Request) -> State:

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from freeloop.database import Database
 from freeloop.errors import StartError
+from freeloop.events import wait_at_most
 
 logger = logging.getLogger("freeloop.tasks")
 
@@ -59,11 +60,8 @@ class Heartbeat:
             daemon=True,
         )
         self._thread.start()
-        try:
-            async with asyncio.timeout(_START):
-                await started.wait()
-        except TimeoutError:
-            raise StartError(f"the thread of a worker's heartbeat did not run within {_START:g} s") from None
+        if not await wait_at_most(started, _START):
+            raise StartError(f"the thread of a worker's heartbeat did not run within {_START:g} s")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -81,9 +79,7 @@ class Heartbeat:
             # A loop that was closed without a word takes no task to its end: others may have them.
             while not stopped.is_set() and not self._loop.is_closed():
                 await self._beat()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._every):
-                        await stopped.wait()
+                await wait_at_most(stopped, self._every)
         finally:
             await self._database.close()
 

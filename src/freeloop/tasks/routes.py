@@ -9,14 +9,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.params import Depends as Dependency
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from freeloop.errors import Conflict, NotFound, Unprocessable
 from freeloop.gate.idempotency import idempotency_key
-from freeloop.gate.pages import check_token
 from freeloop.gate.problems import responses
 from freeloop.tasks.client import Tasks
 from freeloop.tasks.declare import Call
@@ -44,7 +42,6 @@ _ARGUMENTS: Final[dict[str, Any]] = {
     }
 }
 
-_bearer = HTTPBearer(auto_error=False, description="FREELOOP_TOKEN, where it is set.")
 TaskId = Annotated[UUID, Path(description="The task's id.")]
 Key = Annotated[
     str | None,
@@ -60,16 +57,6 @@ class Started(BaseModel):
 
     id: UUID
     name: str = Field(description="Which task, by its declared name.")
-
-
-def token_needed(token: str | None) -> Dependency:
-    """Return a dependency that lets a request pass where it bears the token, or none is set."""
-
-    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        if token is not None:
-            check_token(f"{given.scheme} {given.credentials}" if given else None, token)
-
-    return cast("Dependency", Depends(check))
 
 
 def make_router(tasks: Tasks, *, guards: Sequence[Dependency]) -> APIRouter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +15,7 @@ import orjson
 
 from freeloop.database import Queries, Transaction
 from freeloop.errors import NotFound
+from freeloop.events import wait_at_most
 from freeloop.tasks.declare import Call, Task
 from freeloop.tasks.ticks import CatchUp, Rule, find_due, find_zone
 
@@ -227,9 +227,7 @@ class Schedules:
                 seconds = await self._find_pause()
             except Exception as error:  # noqa: BLE001 - the database may be away; a tick is not lost by that
                 logger.warning("schedules could not be looked at: %s", error)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._changed.wait()
+            await wait_at_most(self._changed, seconds)
 
     async def _load(self, *zones: str) -> None:
         """Have the files of time zones read, off the loop."""

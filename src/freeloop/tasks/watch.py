@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, Self
 from uuid import UUID
 
 from freeloop.database import Database
+from freeloop.events import wait_at_most
 from freeloop.tasks import store
 from freeloop.tasks.signals import CHANGED, MISSED, Signals
 
@@ -100,9 +101,7 @@ class Watch:
                     logger.warning("the tasks that are followed could not be read: %s", error)
                 await asyncio.sleep(_GAP)
             seconds = None if not self._followers else _POLL if self._signals.heard else _POLL_DEAF
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._poke.wait()
+            await wait_at_most(self._poke, seconds)
 
     async def _look(self) -> None:
         followers = tuple(self._followers)

@@ -14,6 +14,7 @@ from typing import Final, Self
 from uuid import UUID, uuid4
 
 from freeloop.database import Database, Transaction
+from freeloop.events import wait_at_most
 from freeloop.scope import Cause, describe_task
 from freeloop.tasks import store
 from freeloop.tasks.client import Tasks
@@ -229,11 +230,11 @@ class Worker:
                     registered = self.id
                 taken = await self._take(limit)
                 if taken < limit:
-                    await self._wait(await self._find_pause())
+                    await wait_at_most(self._wake, await self._find_pause())
                 pause = 0.05
             except Exception as error:  # noqa: BLE001 - the database may be away, and comes back
                 logger.warning("tasks could not be taken, which is tried again in %.2g s: %s", pause, error)
-                await self._wait(pause)
+                await wait_at_most(self._wake, pause)
                 pause = min(pause * 2, 1.0)
 
     async def _take(self, limit: int) -> int:
@@ -295,11 +296,6 @@ class Worker:
         longest = self._heartbeat_timeout / 4 if self._tasks.signals.heard else _POLL_DEAF
         due = await self._tasks.engine.next_due(self._database, list(self._tasks.declared))
         return longest if due is None else min(longest, due + 0.001)
-
-    async def _wait(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
 
     # What runs
 

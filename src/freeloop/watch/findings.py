@@ -66,7 +66,7 @@ class Ignored:
 
     Args:
         reasons: The reason by place; a place is the end of a file's path, a colon, and the name of the
-            function: ``shop/reports.py:build``.
+            function, whole or the end of its qualified name: ``shop/reports.py:build``.
     """
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
@@ -77,7 +77,7 @@ class Ignored:
         """Return whether a place is one of them."""
         for place in self._reasons:
             ending, _, name = place.rpartition(":")
-            if function.endswith(name) and f"/{file}".endswith(f"/{ending}"):
+            if f".{function}".endswith(f".{name}") and f"/{file}".endswith(f"/{ending}"):
                 self._unmet.discard(place)
                 return True
         return False

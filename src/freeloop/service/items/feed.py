@@ -16,6 +16,7 @@ from typing import Any, Final, Self, TypeVar
 
 from freeloop.database import Database
 from freeloop.errors import StatementTimeout, Unavailable
+from freeloop.events import wait_at_most
 from freeloop.service.items.changelog import CHANNEL, ORIGIN, Change, Cursor, LogPage, read_log, reset_at
 
 logger = logging.getLogger("freeloop.items")
@@ -166,7 +167,7 @@ class ChangeFeed:
                 if not changes:
                     # What the tail covers is announced; a position beyond it came from another process,
                     # and the log may have been replaced since.
-                    await self._wait(news, None if self._covers(position) else self._poll)
+                    await wait_at_most(news, None if self._covers(position) else self._poll)
         except _StoppedError:
             return
         finally:
@@ -194,7 +195,7 @@ class ChangeFeed:
                 async with self._catch_up:
                     return await self._unless_stopped(read_log(self._database, after, limit=limit))
             except (Unavailable, StatementTimeout):
-                await self._wait(self._stopped, pause)
+                await wait_at_most(self._stopped, pause)
                 if self._stopped.is_set():
                     raise _StoppedError from None
                 pause = min(pause * 2, self._poll)
@@ -249,10 +250,10 @@ class ChangeFeed:
                 # A commit of ours in between is announced, but not the end of the transaction that holds
                 # the changes back.
                 pause = min(pause * 2, self._pending_poll)
-                await self._wait(self._poke, pause)
+                await wait_at_most(self._poke, pause)
             else:
                 pause = self._gap
-                await self._wait(self._poke, self._poll)
+                await wait_at_most(self._poke, self._poll)
 
     def _append(self, changes: list[Change]) -> None:
         self._tail += changes
@@ -277,10 +278,3 @@ class ChangeFeed:
         # A new event for those who look after this moment: none of them can miss it or hold up another.
         news, self._news = self._news, asyncio.Event()
         news.set()
-
-    async def _wait(self, event: asyncio.Event, seconds: float | None) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        except TimeoutError:
-            return
