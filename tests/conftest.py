@@ -10,6 +10,7 @@ from freeloop.testing import no_blocking
 pytest_plugins = [
     "freeloop.testing.plugin",
     "service_process",
+    "installed",
     "tls_servers",
     "pgbouncer",
     "streaming_replica",

@@ -98,7 +98,7 @@ async def test_a_call_without_a_source_is_known_by_its_host_and_shows_no_secret(
 
     async with running(app) as (session, _):
         await ask(session, "/secret")
-    assert held == [upstream.url]
+    assert held == [upstream.url, upstream.url.removeprefix("http://")]
 
 
 async def test_the_trace_travels_on(upstream):

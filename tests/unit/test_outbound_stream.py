@@ -229,8 +229,10 @@ async def test_the_scopes_deadline_holds_for_all_parts_together(client, upstream
     scope.enter()
     try:
         async with client.stream("GET", f"{upstream.url}/tap") as response:
-            (lease,) = scope.leases
-            assert (lease.kind, lease.name) == ("upstream", upstream.url)
+            assert [(lease.kind, lease.name) for lease in scope.leases] == [
+                ("upstream", upstream.url),
+                ("socket", upstream.url.removeprefix("http://")),
+            ]
             parts = response.aiter_bytes()
             tap.parts.put_nowait(b"one")
             assert await anext(parts) == b"one"

@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from freeloop.watch import watch
 from freeloop.watch.probe import Probe
 
@@ -59,6 +61,7 @@ class Meeting:
         monkeypatch.setattr(Probe, "_look", look_last)
 
 
+@pytest.mark.no_blocking(threshold=None)  # the test's own watch is to find it
 async def test_what_a_thread_ran_is_known_though_it_has_moved_on_before_the_watchdog_looks(monkeypatch):
     meeting, text = Meeting(), make_text()
     meeting.order(monkeypatch)
@@ -72,7 +75,7 @@ async def test_what_a_thread_ran_is_known_though_it_has_moved_on_before_the_watc
                     await asyncio.sleep(0.05)
         finally:
             meeting.end.set()
-            thread.join(BOUND)
+            await asyncio.to_thread(thread.join, BOUND)
     (finding,) = found
     assert (Path(finding.file), finding.line) == (Path(__file__), meeting.line)
     assert (finding.cause, finding.thread) == ("thread", "cruncher")

@@ -25,6 +25,7 @@ from freeloop.console.pages import PAGES, Filters, Page
 from freeloop.console.render import Renderer
 from freeloop.console.texts import LANGUAGES, choose_language
 from freeloop.errors import FreeloopError
+from freeloop.events import wait_at_most
 from freeloop.insights import Fleet
 from freeloop.insights.answers import HistoryAnswer
 from freeloop.insights.shared import Shared
@@ -230,11 +231,7 @@ class Console:
                 yield "".join(f"data: {line}\n" for line in fragment.splitlines()) + "\n"
             if page.name == "now" and answer and (samples := answer["snapshot"].samples):
                 yield f"event: sample\ndata: {orjson.dumps(samples[-1]).decode()}\n\n"
-            try:
-                async with asyncio.timeout(page.every):
-                    await self._closed.wait()
-            except TimeoutError:
-                continue
+            await wait_at_most(self._closed, page.every)
 
     async def _render_fragment(
         self, page: Page, filters: Filters, answer: Mapping[str, Any], language: str, root: str

@@ -76,11 +76,11 @@ class _Thread(threading.Thread):
 
     async def stop(self) -> None:
         """End it, and wait until its socket is gone; 2 s at most."""
-        with suppress(OSError):
-            self._wake.send(b"x")
-        # It may be in the middle of an answer that somebody reads slowly.
-        await wait_at_most(self._ended, _STOP_TIMEOUT)
-        self._wake.close()
+        with self._wake:
+            with suppress(OSError):
+                self._wake.send(b"x")
+            # It may be in the middle of an answer that somebody reads slowly.
+            await wait_at_most(self._ended, _STOP_TIMEOUT)
 
     def run(self) -> None:
         """Answer until it is stopped."""

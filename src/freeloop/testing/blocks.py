@@ -1,8 +1,9 @@
-"""Pytest: a test that blocks the event loop fails, with the line that does and what to do.
+"""Pytest: a test fails that blocks the event loop, with the line that does and what to do, or that leaks.
 
 ``@pytest.mark.no_blocking(threshold=…)`` asks for it by test, ``--freeloop`` for every async test of a suite.
 What a suite has now and nobody mends today stands in a baseline file: one line for each function, with a
-reason behind a ``#``. Part of :mod:`freeloop.testing.plugin`.
+reason behind a ``#``. ``@pytest.mark.no_leaks(within=…)`` and ``--freeloop-leaks`` look for what is left
+once a test and its fixtures have ended. Part of :mod:`freeloop.testing.plugin`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from freeloop.testing.leaks import Held, list_leaks, list_tasks
 from freeloop.watch import Finding, watch
 
 _BASELINE: Final = "freeloop-baseline.txt"
+_GRACE: Final = 5.0  # seconds that what ends by itself may take
 _key: Final = pytest.StashKey["Baseline"]()
 
 
@@ -80,35 +82,65 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--freeloop-update", action="store_true", help="Write the baseline in place of failing tests."
     )
+    group.addoption(
+        "--freeloop-leaks",
+        type=float,
+        metavar="SECONDS",
+        help="Fail async tests that leave tasks, leases or connections behind for so long.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the baseline, and declare the marks."""
     config.addinivalue_line(
-        "markers", "no_blocking(threshold=0.1): fails where it blocks the loop for so many seconds"
+        "markers",
+        "no_blocking(threshold=0.1): fails where it blocks the loop for so many seconds; None: it may",
     )
-    config.addinivalue_line("markers", "no_leaks: fails where it leaves tasks, leases or connections behind")
+    config.addinivalue_line(
+        "markers",
+        f"no_leaks(within={_GRACE:g}): fails where it leaves tasks, leases or connections behind that are "
+        "still there after so many seconds",
+    )
     config.stash[_key] = Baseline(config.rootpath / config.getoption("--freeloop-baseline"), config.rootpath)
+
+
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    """Give an async test that is not to leak the fixture that looks, before those that it asks for itself."""
+    marks = {mark.name for mark in (*collector.iter_markers(), *getattr(obj, "pytestmark", ()))}
+    wanted = "no_leaks" in marks or collector.config.getoption("--freeloop-leaks") is not None
+    if wanted and inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
+        pytest.mark.usefixtures(_leaves_nothing.__name__)(obj)
+
+
+@pytest.fixture
+async def _leaves_nothing(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Fail where something is left once the other fixtures of the test have ended."""
+    mark = request.node.get_closest_marker("no_leaks")
+    within = mark.kwargs.get("within", _GRACE) if mark else request.config.getoption("--freeloop-leaks")
+    tasks, held = list_tasks(), Held()
+    yield
+    if leaks := await list_leaks(tasks, held, within=within):
+        pytest.fail("the test leaves behind:\n" + "\n".join(f"  {each}" for each in leaks), pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Run an async test under the watch, where it is asked for."""
     mark = pyfuncitem.get_closest_marker("no_blocking")
-    leaks = pyfuncitem.get_closest_marker("no_leaks")
     config = pyfuncitem.config
     original = pyfuncitem.obj
-    if not inspect.iscoroutinefunction(original):
-        if mark or leaks:
-            pytest.fail("the marks no_blocking and no_leaks need an async test", pytrace=False)
+    if mark and not inspect.iscoroutinefunction(original):
+        pytest.fail("the mark no_blocking needs an async test", pytrace=False)
+    if pyfuncitem.get_closest_marker("no_leaks") and _leaves_nothing.__name__ not in pyfuncitem.fixturenames:
+        pytest.fail(
+            "the mark no_leaks needs an async test, on itself, its class or its module", pytrace=False
+        )
+    threshold = config.getoption("--freeloop-threshold") if mark or config.getoption("--freeloop") else None
+    if mark:
+        threshold = mark.kwargs.get("threshold", threshold)
+    if threshold is None or not inspect.iscoroutinefunction(original):
         return (yield)
-    test: Callable[..., Any] = original
-    if leaks:
-        test = _without_leaks(test)
-    if mark or config.getoption("--freeloop"):
-        threshold = config.getoption("--freeloop-threshold")
-        test = _watched(test, (mark.kwargs if mark else {}).get("threshold", threshold), config)
-    pyfuncitem.obj = test
+    pyfuncitem.obj = _watched(original, threshold, config)
     try:
         return (yield)
     finally:
@@ -151,14 +183,3 @@ def _describe(finding: Finding) -> str:
         f"the event loop was blocked for {finding.longest:.3f} s ({finding.cause}) at {finding.place}\n"
         f"  {finding.advice}\n{stack}"
     )
-
-
-def _without_leaks(test: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(test)
-    async def run(*args: object, **kwargs: object) -> None:
-        tasks, held = list_tasks(), Held()
-        await test(*args, **kwargs)
-        if leaks := await list_leaks(tasks, held):
-            pytest.fail("the test leaves behind:\n" + "\n".join(f"  {each}" for each in leaks), pytrace=False)
-
-    return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from typing import Any, Final
 
 import aiohttp
@@ -11,8 +12,7 @@ import asyncpg
 
 from freeloop.scope import Lease, describe_task
 
-_GRACE: Final = 0.5  # seconds that what ends by itself may take
-_LOOKS: Final = 20
+_INTERVAL: Final = 0.02  # seconds between two looks
 
 
 class Held:
@@ -35,24 +35,29 @@ def list_tasks() -> set[asyncio.Task[Any]]:
     return asyncio.all_tasks()
 
 
-async def list_leaks(tasks: set[asyncio.Task[Any]], before: Held) -> list[str]:
+async def list_leaks(tasks: set[asyncio.Task[Any]], before: Held, *, within: float) -> list[str]:
     """Return a line for each thing that is there and was not before, once what ends by itself has ended.
 
     Args:
         tasks: The tasks that were there before.
         before: What was held before.
+        within: Seconds that what ends by itself may take.
     """
-    for _ in range(_LOOKS):
-        if not (leaks := _compare(tasks, before)):
-            break
-        await asyncio.sleep(_GRACE / _LOOKS)
+    until = time.monotonic() + within
+    while (leaks := _compare(tasks, before)) and time.monotonic() < until:
+        await asyncio.sleep(_INTERVAL)
+        gc.collect()  # what is only not collected yet is left by nobody
     return leaks
 
 
 def _compare(tasks: set[asyncio.Task[Any]], before: Held) -> list[str]:
     now = Held()
-    here = asyncio.current_task()
-    running = [each for each in list_tasks() - tasks if each is not here and not each.done()]
+    # anyio's own tasks run the test.
+    running = [
+        each
+        for each in list_tasks() - tasks
+        if not each.done() and not getattr(each.get_coro(), "__qualname__", "").startswith("TestRunner.")
+    ]
     return [
         *(f"task '{each.get_name()}':\n{describe_task(each)}" for each in running),
         *(
