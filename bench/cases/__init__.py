@@ -68,13 +68,16 @@ class Run:
         ]
 
     def alternate(
-        self, peers: Sequence[Peer], measure: Callable[[Peer], dict[str, Any]]
+        self, peers: Sequence[Peer], measure: Callable[[Peer], dict[str, Any]], *, once: Sequence[Peer] = ()
     ) -> dict[str, list[dict[str, Any]]]:
-        """Measure all peers once a round, each round beginning with another; return rounds by name."""
+        """Measure all peers once a round, each round beginning with another; return rounds by name.
+
+        Those of ``once`` have a part in the first round only.
+        """
         chosen = self.choose(peers)
         results: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in chosen}
         for number in range(self.rounds):
-            for peer in rotate(chosen, number):
+            for peer in rotate([each for each in chosen if not number or each not in once], number):
                 self.say(f"round {number + 1} of {self.rounds}: {peer.name}")
                 results[peer.name].append(measure(peer))
         return results
