@@ -100,7 +100,7 @@ def drip(head):
     async def play(reader, writer):
         writer.write(head)
         with contextlib.suppress(ConnectionError):
-            while True:
+            while not writer.is_closing():  # uvloop's raises RuntimeError then
                 writer.write(b"x")
                 await writer.drain()
                 await asyncio.sleep(0.01)
