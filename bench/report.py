@@ -19,9 +19,12 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def spread(summary: dict[str, float], digits: int) -> str:
-    """Return ``2.91 (2.88–3.02)``."""
-    return f"{summary['median']:,.{digits}f} ({summary['low']:,.{digits}f}–{summary['high']:,.{digits}f})"
+def spread(summary: dict[str, float] | None, digits: int, *, factor: float = 1.0) -> str:
+    """Return ``2.91 (2.88–3.02)``; a dash where it was not measured."""
+    if summary is None:
+        return "–"
+    median, low, high = (f"{factor * summary[key]:,.{digits}f}" for key in ("median", "low", "high"))
+    return f"{median} ({low}–{high})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -92,6 +92,7 @@ def measure(run: Run) -> dict[str, Any]:
     rounds: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
     rates, by_both, viewed = [], [], []
     wrk = find_version()
+    weighed: set[str] = set()
     for number in range(run.rounds):
         run.say(f"round {number + 1} of {run.rounds}: {', '.join(peer.name for peer in peers)} in turn")
         turn = rotate(peers, number)
@@ -99,9 +100,11 @@ def measure(run: Run) -> dict[str, Any]:
         rates.append(rate)
         for peer in turn:
             memory: float | None = None
-            if peer.name in _WITH_MEMORY and not number:  # it scatters by less than a hundredth
+            if peer.name in _WITH_MEMORY - weighed:
                 run.say(f"round {number + 1} of {run.rounds}: {peer.name}, memory")
                 memory = _measure_memory(peer, sizes)
+                if memory is not None:  # there was a calm moment; it scatters by less than a hundredth
+                    weighed.add(peer.name)
             rounds[peer.name].append({**measured[peer.name], "memory": memory})
         if wrk and not number and (asked := [peer for peer in turn if peer in _BY_WRK]):
             run.say(f"round {number + 1} of {run.rounds}: wrk beside our generator")
@@ -251,8 +254,8 @@ def document(result: dict[str, Any]) -> str:
             ],
             [
                 [_mark(name), f"{peer['failed']:,}"]
-                + [_cell(peer[key], digits) for key, _, digits, _, _ in _COLUMNS]
-                + [_cell(peer["speed"], 0), _cell(peer["peak_mb"], 0)]
+                + [spread(peer[key], digits) for key, _, digits, _, _ in _COLUMNS]
+                + [spread(peer["speed"], 0), spread(peer["peak_mb"], 0)]
                 for name, peer in peers.items()
             ],
         ),
@@ -312,10 +315,6 @@ def _verdicts(result: dict[str, Any]) -> str:
         lines.append(document_viewers(viewers))
     lines += warn_of_others(max(peer["held_up"]["high"] for peer in result["peers"].values()))
     return "\n".join(lines)
-
-
-def _cell(summary: dict[str, float] | None, digits: int) -> str:
-    return spread(summary, digits) if summary else "not measured"
 
 
 _DRAWN = (RAW.name, PLAIN.name, SETTLED.name, KIT.name, OURS.name)

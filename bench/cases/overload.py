@@ -249,13 +249,13 @@ def _tabulate(steps: Sequence[dict[str, Any]]) -> str:
                 _percent(step["share"]),
                 f"{step['shed']['median']:.0%}",
                 f"{step['failed']['median']:.0%}",
-                _cell(step["p50"], 1000, 0),
-                _cell(step["p99"], 1000, 0),
-                _cell(step["p99_ratio"], 1, 2),
-                _cell(step["settled_p99"], 1000, 0),
+                spread(step["p50"], 0, factor=1000),
+                spread(step["p99"], 0, factor=1000),
+                spread(step["p99_ratio"], 2),
+                spread(step["settled_p99"], 0, factor=1000),
                 f"{step['probes_missed']} of {step['probes']}",
-                _cell(step.get("cpu_us"), 1, 0),  # results of before have neither
-                _cell(step.get("peak_mb"), 1, 0),
+                spread(step.get("cpu_us"), 0),  # results of before have neither
+                spread(step.get("peak_mb"), 0),
             ]
             for step in steps
         ],
@@ -318,13 +318,7 @@ def _compare(ours: Sequence[dict[str, Any]], limited: Sequence[dict[str, Any]]) 
 
 
 def _percent(summary: dict[str, float]) -> str:
-    return spread({key: 100 * value for key, value in summary.items()}, 0) + " %"
-
-
-def _cell(summary: dict[str, float] | None, factor: float, digits: int) -> str:
-    if summary is None:
-        return "–"
-    return spread({key: factor * value for key, value in summary.items()}, digits)
+    return spread(summary, 0, factor=100) + " %"
 
 
 def _milliseconds(seconds: float | None, digits: int = 1) -> str:

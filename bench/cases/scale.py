@@ -144,22 +144,22 @@ def document(result: dict[str, Any]) -> str:
             spread(each["rate"], 0),
             spread(each["cpu"], 0),
             spread(each["memory_mb"], 0),
-            _cell(each.get("peak_mb"), 0),
+            spread(each.get("peak_mb"), 0),
             f"{each['processes']['median']:.0f}",
         ]
         for number, each in result["workers"].items()
     ]
     pages = [
-        [name, spread(each["rate"], 0), spread(each["cpu"], 0), _cell(each.get("peak_mb"), 0)]
+        [name, spread(each["rate"], 0), spread(each["cpu"], 0), spread(each.get("peak_mb"), 0)]
         for name, each in result["pages"].items()
     ]
     waiting = [
         [
             f"{int(number):,}",
-            _cell(each["late_ms"], 0),
-            _cell(each["cpu"], 0),
-            _cell(each["memory_kb"], 1),
-            _cell(each.get("peak_mb"), 0),
+            spread(each["late_ms"], 0),
+            spread(each["cpu"], 0),
+            spread(each["memory_kb"], 1),
+            spread(each.get("peak_mb"), 0),
         ]
         for number, each in result["waiting"].items()
     ]
@@ -190,11 +190,6 @@ def document(result: dict[str, Any]) -> str:
             *name_versions(result),
         ]
     )
-
-
-def _cell(summary: dict[str, float] | None, digits: int) -> str:
-    """Return a number; a dash where it was not measured."""
-    return spread(summary, digits) if summary else "–"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -168,9 +168,7 @@ def _summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     delays = [sorted(1000 * delay for delay in each["delays"]) for each in rounds]
     return {
         **{key: summarize([each[key] for each in rounds]) for key in ("many", "single", "drained", "cpu_us")},
-        "peak_mb": summarize([each["peak_mb"] for each in rounds])
-        if all("peak_mb" in each for each in rounds)
-        else None,
+        "peak_mb": summarize([each["peak_mb"] for each in rounds]),
         "p50": summarize([percentile(each, 50) for each in delays]),
         "p99": summarize([percentile(each, 99) for each in delays]),
     }
@@ -197,7 +195,7 @@ def document(result: dict[str, Any]) -> str:
             name,
             *(spread(peer[key], 0) for key in ("many", "single", "drained", "cpu_us")),
             *(spread(peer[key], 1) for key in ("p50", "p99")),
-            spread(peer["peak_mb"], 0) if peer.get("peak_mb") else "–",
+            spread(peer.get("peak_mb"), 0),
         ]
         for name, peer in result["peers"].items()
     ]

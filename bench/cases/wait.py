@@ -160,7 +160,7 @@ def document(result: dict[str, Any]) -> str:
             ],
             [
                 [name, f"{peer['count']:,}", f"{peer['failed']:,}"]
-                + [_cell(peer[key], digits) for key, _, _, digits in _MEASURES]
+                + [spread(peer[key], digits) for key, _, _, digits in _MEASURES]
                 for name, peer in peers.items()
             ],
         ),
@@ -169,7 +169,7 @@ def document(result: dict[str, Any]) -> str:
             ["", "failed", "p50, s", "p99, s"],
             [
                 [name, f"{peer['connecting_failed']:,}"]
-                + [_cell(peer[key], 2) for key in ("connecting_p50", "connecting_p99")]
+                + [spread(peer[key], 2) for key in ("connecting_p50", "connecting_p99")]
                 for name, peer in peers.items()
             ],
         ),
@@ -192,10 +192,6 @@ def _verdicts(peers: dict[str, Any]) -> str:
             what = words[0].upper() + words[1:]
             lines += [f"- {line}" for line in compare(summaries, OURS.name, what, unit, digits)]
     return "\n".join(lines)
-
-
-def _cell(summary: dict[str, float] | None, digits: int) -> str:
-    return spread(summary, digits) if summary else "not measured"
 
 
 _README_HEADERS = {

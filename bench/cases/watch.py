@@ -170,8 +170,8 @@ def document(result: dict[str, Any]) -> str:
     rows = [
         [
             name,
-            spread(peer["more_us"], 1) if peer["more_us"] else "–",
-            spread(peer["idle_ms"], 2) if peer["idle_ms"] else "–",
+            spread(peer["more_us"], 1),
+            spread(peer["idle_ms"], 2),
             f"{peer['found']} of {ways}",
             f"{peer['named']} of {ways}",
             f"{len(peer['false'])} of {innocent}",

@@ -6,7 +6,7 @@ Any room may import it; it imports nothing of ours.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -22,20 +22,20 @@ class WaitingLine(Generic[T]):
 
     Args:
         give_back: Takes a turn back that was called and cannot be used.
-        abandon: Is called where somebody leaves the line without a turn.
-
-    Attributes:
-        waiting: How many wait now.
+        abandon: Is called where somebody who was not called leaves the line, before it is closed.
     """
 
-    __slots__ = ("_abandon", "_give_back", "_turns", "waiting")
+    __slots__ = ("_abandon", "_give_back", "_turns")
 
     def __init__(self, give_back: Callable[[T], None], abandon: Callable[[], None] | None = None) -> None:
         self._give_back = give_back
         self._abandon = abandon
-        # Who leaves stays in it until those before are gone: a search would take as long as the line is.
-        self._turns: deque[asyncio.Future[T]] = deque()
-        self.waiting = 0
+        self._turns: OrderedDict[asyncio.Future[T], None] = OrderedDict()  # from whose middle many may leave
+
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return len(self._turns)
 
     async def wait(self, seconds: float | None = None) -> T:
         """Wait for a turn, and return what is handed over with it.
@@ -45,27 +45,26 @@ class WaitingLine(Generic[T]):
         """
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[T] = loop.create_future()
-        self._turns.append(turn)
-        self.waiting += 1
+        self._turns[turn] = None
         timer = None if seconds is None else loop.call_later(seconds, self._give_up, turn)
         try:
             return await turn
         except BaseException:
             if turn.cancel() or turn.cancelled():
-                self._leave()
+                self._leave(turn)
             elif turn.exception() is None:
                 self._give_back(turn.result())
             raise
         finally:
             if timer is not None:
                 timer.cancel()
+            del turn  # its error refers to this frame: a ring, for the garbage collector, of each vain wait
 
     def call_next(self, turn: T) -> bool:
         """Give a turn to the first in line; return False where nobody waits."""
         while self._turns:
-            first = self._turns.popleft()
-            if not first.done():  # otherwise it has left the line, or is about to
-                self.waiting -= 1
+            first, _ = self._turns.popitem(last=False)
+            if not first.done():  # otherwise it was cancelled, and is about to leave
                 first.set_result(turn)
                 return True
         return False
@@ -73,19 +72,16 @@ class WaitingLine(Generic[T]):
     def close(self, make_error: Callable[[], BaseException]) -> None:
         """Let all who wait fail, each with an error of its own."""
         while self._turns:
-            turn = self._turns.popleft()
+            turn, _ = self._turns.popitem(last=False)
             if not turn.done():
-                self.waiting -= 1
                 turn.set_exception(make_error())
 
     def _give_up(self, turn: asyncio.Future[T]) -> None:
         if not turn.done():
             turn.set_exception(TimeoutError())
-            self._leave()
+            self._leave(turn)
 
-    def _leave(self) -> None:
-        self.waiting -= 1
-        while self._turns and self._turns[0].done():
-            self._turns.popleft()
+    def _leave(self, turn: asyncio.Future[T]) -> None:
+        self._turns.pop(turn, None)
         if self._abandon is not None:
             self._abandon()

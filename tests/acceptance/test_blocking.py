@@ -147,13 +147,14 @@ def test_every_way_to_block_is_found(watched, way, upstream, silent_name_server)
 
 @pytest.mark.parametrize("way", [way for way, (cause, _) in WAYS.items() if cause == "gil"])
 def test_that_the_gil_was_held_is_told_and_that_no_thread_helps(watched, way):
-    found, until = [], time.monotonic() + BOUND
-    while not found:  # on a crowded machine it is not always sure
-        assert time.monotonic() < until
+    until = time.monotonic() + BOUND
+    while [f"/{way}", "gil"] not in [each[:2] for each in watched.look()["blocks"]]:
+        assert time.monotonic() < until  # on a crowded machine it is not always sure
         assert watched.run.get(f"/{way}").status == 200
-        found = [each for each in watched.wait_for(line_of(way)) if each["cause"] == "gil"]
-    assert {(each["line"], each["route"]) for each in found} == {(line_of(way), f"/{way}")}
-    assert "A thread will not help" in found[0]["advice"]
+        watched.wait_for(line_of(way))
+    # What is kept of a line is its longest block, of which it may have been less sure.
+    (found,) = [each for each in watched.look()["findings"] if each["route"] == f"/{way}"]
+    assert found["cause"] == "computing" or "A thread will not help" in found["advice"]
 
 
 def test_a_thread_that_held_the_gil_is_named_with_the_line_that_it_ran(watched):

@@ -12,6 +12,14 @@ from freeloop.waiting_line import WaitingLine
 WITHIN = 10.0
 
 
+@pytest.fixture
+def uncollected():
+    """Leave to the garbage collector whatever is left to it."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 async def arrive(line, seconds=None):
     """Return a task that waits in the line already."""
     task = asyncio.create_task(line.wait(seconds))
@@ -43,25 +51,41 @@ async def test_who_leaves_in_the_middle_is_passed_over():
     assert [await first, await third] == ["a", "b"]
 
 
-async def test_those_who_leave_are_forgotten_once_nobody_stands_before_them():
+async def test_those_who_leave_are_forgotten_at_once_also_behind_others(uncollected):
     line = WaitingLine(pytest.fail)
-    tasks = [await arrive(line) for _ in range(3)]
-    waiters = [weakref.ref(turn) for turn in line._turns]
-    for task in reversed(tasks):
+    first, *others = [await arrive(line) for _ in range(3)]
+    waiters = [weakref.ref(turn) for turn in list(line._turns)[1:]]
+    for task in others:
         task.cancel()
-    await asyncio.wait(tasks)
-    tasks.clear()
+    await asyncio.wait(others)
+    assert line.waiting == 1
+    others.clear()
     del task
-    gc.collect()
-    assert [waiter() for waiter in waiters] == [None] * 3
+    assert [waiter() for waiter in waiters] == [None] * 2
+    assert line.call_next("a")
+    assert await first == "a"
+
+
+async def test_a_vain_wait_leaves_nothing_to_the_garbage_collector(uncollected):
+    line = WaitingLine(pytest.fail)
+    task = await arrive(line, 0.01)
+    turn = weakref.ref(next(iter(line._turns)))
+    await asyncio.wait([task])
+    assert isinstance(task.exception(), TimeoutError)
+    del task
+    assert turn() is None
 
 
 async def test_a_turn_that_comes_too_late_is_the_next_ones():
     line = WaitingLine(pytest.fail)
+    late = await arrive(line, 0.01)
+    patient = await arrive(line)
     with pytest.raises(TimeoutError):
-        await line.wait(0.01)
-    assert line.waiting == 0
-    assert not line.call_next("a")
+        await late
+    assert line.waiting == 1
+    assert line.call_next("a")
+    assert await patient == "a"
+    assert not line.call_next("b")
 
 
 async def test_a_turn_that_comes_as_its_waiter_is_cancelled_is_given_back():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from typing import Final
 
 import anyio
 import asyncpg
@@ -108,15 +108,24 @@ def translated(
         raise ours from error
 
 
-async def raise_ours(
+async def find_failure(
     error: BaseException, connection: asyncpg.Connection[asyncpg.Record], name: str, limit: float | None
-) -> NoReturn:
-    """Raise what an error out of a statement's block came to; one that says nothing of it, unchanged."""
-    try:
-        with translated(connection, name, limit):
-            raise error
-    except StatementTimeout as ours:
-        raise await find_cause(ours, connection, name) from ours.__cause__
+) -> FreeloopError | None:
+    """Return what an error out of a statement's block came to; None: it says so itself.
+
+    Args:
+        error: The error.
+        connection: Where the statement ran; ended where the server says nothing.
+        name: As of :func:`statement_failure`.
+        limit: As there.
+    """
+    if not isinstance(error, Exception):
+        return None
+    ours = statement_failure(error, closed=connection.is_closed(), name=name, limit=limit)
+    if isinstance(ours, StatementTimeout):
+        ours.__cause__ = error
+        return await find_cause(ours, connection, name)
+    return ours
 
 
 async def find_cause(

@@ -14,7 +14,7 @@ from typing import Final
 import asyncpg
 
 from freeloop.database.connect import Connector, prepare, retry_until_reached
-from freeloop.database.failure import connect_failure, raise_ours
+from freeloop.database.failure import connect_failure, find_failure
 from freeloop.database.queries import Lent, limit_statement
 from freeloop.database.session import Session
 from freeloop.database.sessions import Sessions
@@ -266,11 +266,17 @@ class StatementLoan(_Lending):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._spending.__exit__()
-        if error is not None:
+        if error is None:
+            if not self._give_back():
+                await self._settle()
+            return
+        ours = None
+        try:
+            ours = await find_failure(error, self._session, self._lender.name, self._limit)
+        finally:
+            await self._end(ours or error)
+        if ours is not None:
             try:
-                await raise_ours(error, self._session, self._lender.name, self._limit)
-            except BaseException as ours:
-                await self._end(ours)
-                raise
-        elif not self._give_back():
-            await self._settle()
+                raise ours from error
+            finally:
+                del ours, error  # each refers to this frame: a ring, for the garbage collector

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
 import anyio
 import asyncpg
 
-from freeloop.database.failure import raise_ours
+from freeloop.database.failure import find_failure
 from freeloop.database.idle import IdlePlaces
 from freeloop.database.queries import Lent, Queries, limit_statement
 from freeloop.database.rows import shape_of
@@ -70,8 +70,8 @@ class Transaction(Queries):
         if function not in self._sequels:
             self._sequels.append(function)
 
-    def _statement(self) -> _Use:
-        return _Use(self)
+    def _statement(self) -> _Statement:
+        return _Statement(self)
 
     @overload
     def stream(
@@ -206,7 +206,7 @@ class Transaction(Queries):
 
 
 # A class, as every statement pays for it: a generator takes several times as long.
-class _Use:
+class _Statement:
     """A transaction's connection for one statement, whose errors become ours."""
 
     __slots__ = ("_limit", "_spending", "_transaction")
@@ -234,4 +234,9 @@ class _Use:
         self._spending.__exit__()
         if error is not None:
             transaction._doubtful = True
-            await raise_ours(error, transaction._connection, transaction._name, self._limit)
+            ours = await find_failure(error, transaction._connection, transaction._name, self._limit)
+            if ours is not None:
+                try:
+                    raise ours from error
+                finally:
+                    del ours, error  # each refers to this frame: a ring, for the garbage collector

@@ -24,7 +24,9 @@ class Bulkhead:
         self.template = template
         self.declaration = declaration
         self.admission = admission
-        self._line = WaitingLine(self._take_back, None if admission is None else admission.abandon)
+        self._line: WaitingLine[None] = WaitingLine(
+            self._take_back, None if admission is None else admission.abandon
+        )
 
     @property
     def baseline(self) -> float | None:
@@ -43,9 +45,10 @@ class Bulkhead:
     def leave(self, admission: Admission, now: float, latency: float | None) -> None:
         """Give back a place, and hand it to those who wait."""
         free = admission.leave(now, latency)
-        while free and self._line.call_next(admission):
+        while free and self._line.call_next(None):
             admission.promote()
             free -= 1
 
-    def _take_back(self, admission: Admission) -> None:
-        self.leave(admission, time.monotonic(), None)
+    def _take_back(self, _: None) -> None:
+        if self.admission is not None:
+            self.leave(self.admission, time.monotonic(), None)

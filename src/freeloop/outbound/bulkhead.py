@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from freeloop.errors import UpstreamBusy
 from freeloop.outbound.response import Response
@@ -139,8 +138,11 @@ class Bulkhead:
                 f"way, and {waiting} of {compartment.queue} wait. Allow more at once, or call it less.",
                 source=request.source,
             )
-        with suppress(TimeoutError):
+        try:
             await slots.line.wait(request.timeout)
+        except TimeoutError:
+            pass
+        else:
             remaining = request.timeout - (self._clock() - started)
             if remaining > 0:
                 return request.within(remaining)

@@ -113,7 +113,7 @@ async def stopped_by_signal(
         flush: Called where the process has to be ended, so that the log is written.
 
     Returns:
-        Who ends the process once all is over in time; and what to call with the server.
+        Who ends the process where it does not end in time; and what to call with the server.
     """
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
@@ -142,8 +142,10 @@ async def stopped_by_signal(
         server = started
 
     overdue = Overdue(timetable.total, flush)
-    before = {sig: signal.signal(sig, handle) for sig in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[signal.Signals, Any] = {}
     try:
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            before[sig] = signal.signal(sig, handle)
         yield overdue, use
     except BaseException as error:
         if not (cancelled and isinstance(error, asyncio.CancelledError)):

@@ -129,15 +129,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     mark = pyfuncitem.get_closest_marker("no_blocking")
     config = pyfuncitem.config
     original = pyfuncitem.obj
-    if mark and not inspect.iscoroutinefunction(original):
+    threshold = config.getoption("--freeloop-threshold") if mark or config.getoption("--freeloop") else None
+    if mark:
+        threshold = mark.kwargs.get("threshold", threshold)
+    if mark and threshold is not None and not inspect.iscoroutinefunction(original):
         pytest.fail("the mark no_blocking needs an async test", pytrace=False)
     if pyfuncitem.get_closest_marker("no_leaks") and _leaves_nothing.__name__ not in pyfuncitem.fixturenames:
         pytest.fail(
             "the mark no_leaks needs an async test, on itself, its class or its module", pytrace=False
         )
-    threshold = config.getoption("--freeloop-threshold") if mark or config.getoption("--freeloop") else None
-    if mark:
-        threshold = mark.kwargs.get("threshold", threshold)
     if threshold is None or not inspect.iscoroutinefunction(original):
         return (yield)
     pyfuncitem.obj = _watched(original, threshold, config)

@@ -43,10 +43,13 @@ async def list_leaks(tasks: set[asyncio.Task[Any]], before: Held, *, within: flo
         before: What was held before.
         within: Seconds that what ends by itself may take.
     """
+    if not _compare(tasks, before):
+        return []
+    gc.collect()  # what is only not collected yet is left by nobody
     until = time.monotonic() + within
     while (leaks := _compare(tasks, before)) and time.monotonic() < until:
         await asyncio.sleep(_INTERVAL)
-        gc.collect()  # what is only not collected yet is left by nobody
+        gc.collect()
     return leaks
 
 
@@ -55,7 +58,7 @@ def _compare(tasks: set[asyncio.Task[Any]], before: Held) -> list[str]:
     # anyio's own tasks run the test.
     running = [
         each
-        for each in list_tasks() - tasks
+        for each in list_tasks() - tasks - {asyncio.current_task()}
         if not each.done() and not getattr(each.get_coro(), "__qualname__", "").startswith("TestRunner.")
     ]
     return [

@@ -46,7 +46,7 @@ class Heart:
         loop: The loop.
         limit: Seconds between two heartbeats from which on they are kept in :attr:`gaps`.
         tick: Seconds.
-        on_gap: Called before that, in the loop's thread.
+        on_gap: Called in the loop's thread, before such a gap is kept; must not raise.
 
     Attributes:
         last: The last heartbeat.

@@ -81,6 +81,7 @@ class Probe:
         self._tick = threshold / 5
         self._listener = listener
         self._ident = threading.get_ident()
+        self._planned = time.monotonic()
         self.heart = Heart(loop, limit=threshold, tick=self._tick, on_gap=self._meet)
         self._stopped = threading.Lock()
         self._stopped.acquire()
@@ -124,7 +125,6 @@ class Probe:
 
     def _run(self) -> None:
         self._queue = RunQueue()
-        self._planned = time.monotonic()
         self._before = self._calm = read_clocks(self._queue, self.heart.queue)
         try:
             while not self._stopped.acquire(timeout=max(0.0, self._planned - time.monotonic())):
@@ -210,9 +210,9 @@ class Probe:
 
         Whoever held it goes on as soon as the loop waits again.
         """
-        if self._is_late(time.monotonic()):
-            with contextlib.suppress(Exception):  # as above
-                self._met = read_threads()
+        with contextlib.suppress(Exception):  # as above
+            if self._is_late(time.monotonic()):
+                self._met = read_threads(sys._current_frames())
 
     def _view(self, *, late: bool) -> View | None:
         """Return what the loop runs now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from itertools import islice
 from types import CodeType, FrameType
 from typing import Final, NamedTuple, TypeAlias
@@ -58,9 +58,13 @@ def read_stack(
     return to_lines(frames), tuple(frames)
 
 
-def read_threads() -> dict[int, Stack]:
-    """Return the whole stacks of all threads, by ident."""
-    return {ident: _read_whole(frame) for ident, frame in sys._current_frames().items()}
+def read_threads(current: Mapping[int, FrameType]) -> dict[int, Stack]:
+    """Return the whole stacks of threads, by ident.
+
+    Args:
+        current: As of :func:`sys._current_frames`.
+    """
+    return {ident: _read_whole(frame) for ident, frame in current.items()}
 
 
 def _read_whole(frame: FrameType | None) -> Stack:

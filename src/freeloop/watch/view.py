@@ -48,7 +48,8 @@ def take_view(
         handler: As of :func:`freeloop.watch.stack.read_stack`.
         threads: Whether to read what all threads run too.
     """
-    stack, frames = read_stack(sys._current_frames().get(thread), boundary, handler)
+    current = sys._current_frames()
+    stack, frames = read_stack(current.get(thread), boundary, handler)
     task = asyncio.current_task(loop) if frames else None
     return View(
         stack,
@@ -56,5 +57,5 @@ def take_view(
         frames[0].f_lasti if frames else 0,
         task or (frames[-1] if frames else None),
         blame_task(task, frames),
-        read_threads() if threads else {},
+        read_threads(current) if threads else {},
     )
