@@ -114,22 +114,22 @@ async def wait(seconds: float = 60):
 
 
 @app.get("/family")
-async def raise_family():
+async def raise_family(seconds: float = 60):
     async def bring_up(name: str):
-        await asyncio.sleep(60)
+        await asyncio.sleep(seconds)
 
     for name in ("first", "second"):
         current_scope().start_soon(bring_up, name)
-    await asyncio.sleep(60)
+    await asyncio.sleep(seconds)
 
 
 @app.get("/forget")
-async def forget():
+async def forget(seconds: float = 60):
     async def drift():
-        await asyncio.sleep(60)
+        await asyncio.sleep(seconds)
 
     asyncio.create_task(drift())  # noqa: RUF006 - it is to be kept by nobody
-    await asyncio.sleep(60)
+    await asyncio.sleep(seconds)
 
 
 @app.get("/deadlock")

@@ -19,6 +19,13 @@ RIGHT = (
 )
 
 
+@pytest.fixture(scope="module")
+def shop():
+    """Let trouble last for as long as tests here look at it, and for no longer."""
+    with open_shop(FREELOOP_DEADLINE=300, FREELOOP_DATABASE_ACQUIRE_TIMEOUT=300) as running:
+        yield running
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _trouble(shop):
     """Let every page have something to show."""
@@ -93,7 +100,7 @@ def test_a_chinese_page_says_nothing_in_english(visit, shop):
         shown[name] = page.page.evaluate(SAID)
 
     look("tasks", ("#queues", "佇列"))
-    shop.ask(*["/export"] * 3, *["/orders"] * 2, "/forget", "/family")
+    shop.ask(*["/export?seconds=300"] * 3, *["/orders"] * 2, "/forget?seconds=300", "/family?seconds=300")
     page.open("requests?q=orders")
     page.page.locator("#live-requests a").first.click()
     page.page.wait_for_url("**open=*")

@@ -23,8 +23,7 @@ def test_two_workers_are_one_and_each(visit, shop):
     page = visit()
     page.open("now")
     page.wait_updates(1)
-    processes = json.loads(shop.get("/console/now.json"))["processes"]
-    assert len(processes) == 2
+    processes = wait_processes(lambda: shop.twin("now"))
     page.see("All 2 processes", "#process")
     page.wait_until("document.querySelector('#tile-pool .value')?.textContent == '0 / 6'")
     page.page.select_option("#process", str(processes[1]))
@@ -69,9 +68,8 @@ def test_a_worker_whose_loop_hangs_is_told_by_the_other(visit, shop, tmp_path):
 def test_a_worker_that_does_not_answer_is_told_by_the_other(visit, shop):
     connection = http.client.HTTPConnection("127.0.0.1", shop.run.port, timeout=30)
     with contextlib.closing(connection):
-        teller, processes = get(connection, "/process"), get(connection, "/console/now.json")["processes"]
-        assert teller in processes  # which knows the other one by now
-        (stopped,) = {*processes} - {teller}
+        teller = get(connection, "/process")
+        (stopped,) = {*wait_processes(lambda: get(connection, "/console/now.json"))} - {teller}
         os.kill(stopped, signal.SIGSTOP)
         try:
             page = visit()  # only who is not stopped takes its connection
@@ -88,6 +86,15 @@ def test_a_worker_that_does_not_answer_is_told_by_the_other(visit, shop):
 def get(connection, path):
     connection.request("GET", path)
     return json.loads(connection.getresponse().read())
+
+
+def wait_processes(ask):
+    """Return both processes, once the one that answers knows the other."""
+    until = time.monotonic() + 30
+    while len(processes := ask()["processes"]) < 2:
+        assert time.monotonic() < until, processes
+        time.sleep(0.1)
+    return processes
 
 
 def wait_hung(shop):

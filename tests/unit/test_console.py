@@ -140,6 +140,19 @@ EXPORTS = [
             "a、b、c，以及另外 1 個之中最先完成的一個",
         ),
         ({"kind": "tasks", "tasks": ["a", "b"]}, "a 和 b 全部完成"),
+        # Of one task that stands for several, as shield(gather(a, b)).
+        ({"kind": "task", "tasks": ["a", "b"]}, "a 和 b"),
+        ({"kind": "task", "tasks": ["a", "b", "c", "d"]}, "a、b、c，以及另外 1 個"),
+        ({"kind": "task"}, "不明的東西"),
+        # What an app says keeps its gaps.
+        ({"kind": "task", "tasks": ["結帳 工作"]}, "結帳 工作"),
+        ({"kind": "tasks", "tasks": ["結帳 工作", "b"]}, "結帳 工作和 b 全部完成"),
+        ({"kind": "tasks", "tasks": ["a", "付款"]}, "a 和付款全部完成"),
+        ({"kind": "statement", "name": "select 結帳 工作"}, "PostgreSQL：select 結帳 工作"),
+        (
+            {"kind": "connection", "name": "'結帳 工作' (3 of 3 lent)", "holders": [Holder(1, "送 貨")]},
+            "連線池 '結帳 工作'（3 條借出 3 條）的連線，占用者：送 貨",
+        ),
         (
             {"kind": "thread", "name": "f", "holders": [Holder(None, "t", "x.py:1 in f")]},
             "執行緒（執行 f），目前位於 x.py:1 in f",

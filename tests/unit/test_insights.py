@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from freeloop.gate.admission import Admission
+from freeloop.gate.limit import AdaptiveLimit
 from freeloop.insights.answers import (
     Block,
     Borrowed,
@@ -16,6 +18,7 @@ from freeloop.insights.answers import (
 )
 from freeloop.insights.diagnosis import diagnose
 from freeloop.insights.merge import merge, merge_samples
+from freeloop.insights.process import Insights, Parts
 from freeloop.insights.recorder import Gauges, Recorder, Sample, quantile
 from freeloop.records import RequestRecord
 
@@ -57,16 +60,33 @@ def block(*, goes_on):
             [("held_idle", {"seconds": 11.0})],
         ),
         (
-            Snapshot(samples=(sample(shed=4, errors=4),), routes=(RouteLoad("/a", 5, 1, 5, 4),)),
-            [("shedding", {"route": "/a", "shed": 4, "limit": 5})],
+            Snapshot(samples=(sample(shed=4, errors=4),), routes=(RouteLoad("/a", 5, 1, 5, 90, 4),)),
+            [("shedding", {"route": "/a", "shed": 4, "limit": 5, "running": 5})],
         ),
         # Nothing was limited by the load: it is the limit of the settings.
         (
-            Snapshot(samples=(sample(shed=4),), routes=(RouteLoad("/a", 2, 0, None, 4),)),
-            [("full", {"shed": 4})],
+            Snapshot(routes=(RouteLoad("/a", 2, 0, None, 90, 4, full=True),)),
+            [("full", {"route": "/a", "shed": 4})],
         ),
         # The overload has just gone, and its limit with it.
-        (Snapshot(samples=(sample(shed=4, limit=2),), routes=(RouteLoad("/a", 2, 0, None, 4),)), []),
+        (Snapshot(routes=(RouteLoad("/a", 2, 0, None, 4, 4),)), []),
+        # Of two routes it is the one that refuses now, and not the one that did before, or is only limited.
+        (
+            Snapshot(routes=(RouteLoad("/a", 0, 0, None, 90), RouteLoad("/b", 2, 0, None, 4, 4, True))),
+            [("full", {"route": "/b", "shed": 4})],
+        ),
+        (
+            Snapshot(routes=(RouteLoad("/a", 5, 1, 5, 90), RouteLoad("/b", 2, 0, None, 4, 4, full=True))),
+            [("full", {"route": "/b", "shed": 4})],
+        ),
+        (
+            Snapshot(routes=(RouteLoad("/a", 5, 1, 5, 90), RouteLoad("/b", 3, 1, 3, 4, 4))),
+            [("shedding", {"route": "/b", "shed": 4, "limit": 3})],
+        ),
+        (
+            Snapshot(routes=(RouteLoad("/a", 5, 1, 5, 2, 2), RouteLoad("/b", 2, 0, None, 9, 9))),
+            [("shedding", {"route": "/a", "shed": 2})],
+        ),
         (
             Snapshot(breakers=(BreakerState("x", "x", "open", 3.0, 20, 20, 0),) * 2),
             [("breaker_open", {"upstream": "x", "seconds": 3.0})],
@@ -91,6 +111,53 @@ def test_what_is_wrong_is_said(snapshot, said):
 def test_the_worst_is_said_first():
     wrong = Snapshot(task_failures=(("t", "ValueError", 3),), hung=(1,))
     assert [each.severity for each in diagnose(wrong)] == ["bad", "warning"]
+
+
+def open_insights(*loads):
+    """Return the insights of a process that has these routes, of which each runs one request at once."""
+    bulkheads = [SimpleNamespace(template=template, admission=admission) for template, admission in loads]
+    gate = SimpleNamespace(bulkheads=bulkheads, running=0, websockets=0)
+    nothing = lambda: None  # noqa: E731 - a part that is not there
+    return Insights(Parts(lambda: gate, tuple, nothing, nothing, nothing, nothing, nothing))
+
+
+def test_each_route_knows_what_it_refused_lately_and_why():
+    policy = AdaptiveLimit()
+    limited, other = Admission(policy, ceiling=1), Admission(AdaptiveLimit(), ceiling=1)
+    insights = open_insights(("/limited", limited), ("/other", other))
+
+    def read():
+        return {load.route: (load.shed, load.lately, load.full) for load in insights.read_now().routes}
+
+    def pass_seconds(count):
+        for _ in range(count):
+            insights._read_gauges()
+
+    for _ in range(4):  # one is admitted
+        limited.arrive(0.0)
+        other.arrive(0.0)
+    assert read() == {"/limited": (3, 0, False), "/other": (3, 0, False)}  # no second is over yet
+    pass_seconds(1)
+    limited.arrive(0.0)
+    other.arrive(0.0)
+    policy.limit = 1
+    pass_seconds(1)
+    policy.limit = None
+    assert read() == {"/limited": (4, 1, False), "/other": (4, 1, True)}
+    pass_seconds(9)
+    assert read() == {"/limited": (4, 1, False), "/other": (4, 1, True)}
+    pass_seconds(2)
+    assert read() == {"/limited": (4, 0, False), "/other": (4, 0, False)}
+
+
+def test_routes_of_several_processes_are_put_together():
+    first = Snapshot(routes=(RouteLoad("/a", 2, 0, None, 9, 4, full=True),))
+    second = Snapshot(routes=(RouteLoad("/a", 1, 1, None, 1, 1), RouteLoad("/b", 1, 0, None, 0)))
+    idle = Snapshot(routes=(RouteLoad("/b", 1, 0, None, 2, 2),))  # its limit has just gone
+    assert merge([first, second, idle]).routes == (
+        RouteLoad("/a", 3, 1, None, 10, 5, full=True),
+        RouteLoad("/b", 2, 0, None, 2, 2, full=False),
+    )
 
 
 def test_samples_of_one_second_are_put_together():

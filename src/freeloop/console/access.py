@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+from freeloop.gate.tokens import is_same, read_bearer
+
 COOKIE: Final = "freeloop_console"
 LASTS: Final = 12 * 3600
 """Seconds that a session lasts."""
@@ -39,13 +41,7 @@ def is_same_origin(headers: Mapping[str, str], scheme: str) -> bool:
 
 def check_bearer(headers: Mapping[str, str], token: str) -> bool:
     """Return whether a request bears the token."""
-    kind, _, given = headers.get("authorization", "").partition(" ")
-    return kind.lower() == "bearer" and is_token(given.strip(), token)
-
-
-def is_token(given: str, token: str) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
+    return is_same(read_bearer(headers.get("authorization")), token)
 
 
 def sign_session(token: str, now: float) -> str:
@@ -65,7 +61,7 @@ def is_session(value: str, token: str, now: float) -> bool:
         and until.isascii()
         and len(until) < 12
         and int(until) > now
-        and hmac.compare_digest(proof.encode("utf-8", "surrogateescape"), _prove(token, until).encode())
+        and is_same(proof, _prove(token, until))
     )
 
 

@@ -26,6 +26,7 @@ from freeloop.console.render import Renderer
 from freeloop.console.texts import LANGUAGES, choose_language
 from freeloop.errors import FreeloopError
 from freeloop.events import wait_at_most
+from freeloop.gate.tokens import is_same
 from freeloop.insights import Fleet
 from freeloop.insights.answers import HistoryAnswer
 from freeloop.insights.shared import Shared
@@ -140,7 +141,7 @@ class Console:
             return RedirectResponse(f"{_root(request)}/now", 303)
         wrong = False
         if request.method == "POST":
-            if access.is_token((await _read_form(request)).get("token", ""), self._token):
+            if is_same((await _read_form(request)).get("token", ""), self._token):
                 answer = RedirectResponse(f"{_root(request)}/now", 303)
                 answer.set_cookie(
                     access.COOKIE,

@@ -49,10 +49,11 @@ _FIELDS: Final = {
     "thing": r"\w+ 0x[0-9a-f]+|'.*'",
     "wait": ".+?",
     # Three names are enumerated at most: where there seem to be more, one only looks like it, and all stays.
-    "names": r"(?:(?! and ).)+",
+    **dict.fromkeys(("names", "last"), r"(?:(?! and ).)+"),
     "first": r"[^,]+",
     "others": r"[^,]+(?:, [^,]+){0,2}",
 }
+_ALONE: Final = frozenset({"names.more", "names.two", "names.unknown"})  # tasks, and no words around them
 _GAP: Final = re.compile(r"(?<=[^\x00-\x7f]) (?=[^\x00-\x7f])")  # Chinese has none between its words
 
 
@@ -75,8 +76,17 @@ class Phrases:
                     name: self.say(_PARTS[name], value) if name in _PARTS else value
                     for name, value in found.groupdict().items()
                 }
-                return _GAP.sub("", self._texts[key].format(**values))
+                return _fill(self._texts[key], values)
         return text
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """Put the values in, without a gap where Chinese meets Chinese; those within a value are the app's."""
+    said = ""
+    for literal, field, _, _ in Formatter().parse(template):
+        for piece in (literal, values[field] if field else ""):
+            said = said[:-2] + _GAP.sub("", said[-2:] + piece[:2]) + piece[2:]
+    return said
 
 
 def _list_patterns(part: str) -> Iterator[tuple[re.Pattern[str], str]]:
@@ -93,6 +103,8 @@ def _list_patterns(part: str) -> Iterator[tuple[re.Pattern[str], str]]:
             for literal, field, _, _ in Formatter().parse(template)
         )
         yield re.compile(pattern), f"{part}.{key}"
+    if part == "waits":
+        yield from (each for each in _list_patterns("names") if each[1] in _ALONE)
 
 
 _PATTERNS: Final = {part: tuple(_list_patterns(part)) for part in ENGLISH}

@@ -52,13 +52,23 @@ def check_token(authorization: str | None, token: str | None) -> None:
     """
     if token is None:
         return
-    scheme, _, given = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not given.strip():
+    given = read_bearer(authorization)
+    if not given:
         raise Unauthorized(
             "The bearer token is missing",
             "This route needs the header 'Authorization: Bearer <FREELOOP_TOKEN>'.",
         )
-    # compare_digest takes the same time wherever the first difference stands; bytes, since text
-    # outside ASCII is refused by it.
-    if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode()):
+    if not is_same(given, token):
         raise Unauthorized("The bearer token is wrong", "The token that came is not FREELOOP_TOKEN.")
+
+
+def read_bearer(authorization: str | None) -> str:
+    """Return the token that a header ``Authorization`` bears; empty: none."""
+    scheme, _, given = (authorization or "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def is_same(given: str, secret: str) -> bool:
+    """Return whether what came is the secret, in a time that does not tell where they differ."""
+    # Bytes, since compare_digest refuses text outside ASCII.
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode())

@@ -18,6 +18,8 @@ class RouteLoad:
         waiting: Those that wait for one.
         limit: How many may run at once; None: nothing is overloaded.
         shed: Requests that were refused so far.
+        lately: Those of them that were refused within the last samples.
+        full: Whether these were refused though it had no limit: by FREELOOP_MAX_CONCURRENCY.
     """
 
     route: str
@@ -25,6 +27,8 @@ class RouteLoad:
     waiting: int
     limit: int | None
     shed: int
+    lately: int = 0
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)

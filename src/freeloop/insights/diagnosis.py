@@ -114,18 +114,17 @@ def _idle(snapshot: Snapshot) -> Iterator[Sentence]:
 
 
 def _shed(snapshot: Snapshot) -> Iterator[Sentence]:
-    shed = sum(sample.shed for sample in snapshot.samples)
-    limited = [load for load in snapshot.routes if load.limit is not None]
-    if not shed or not snapshot.routes:
+    # Where it had a limit and has none now, the overload has just gone.
+    refusing = [load for load in snapshot.routes if load.lately and (load.full or load.limit is not None)]
+    if not refusing:
         return
-    worst = max(limited or snapshot.routes, key=lambda load: load.shed)
-    values: dict[str, str | int | float] = {"route": worst.route or "(none)", "shed": shed}
-    if worst.limit is not None:
+    worst = max(refusing, key=lambda load: load.lately)
+    values: dict[str, str | int | float] = {"route": worst.route or "(none)", "shed": worst.lately}
+    if worst.limit is None:
+        yield Sentence("full", "bad", "requests", values)
+    else:
         values |= {"running": worst.running, "limit": worst.limit}
         yield Sentence("shedding", "bad", "requests", values)
-    elif any(sample.shed and sample.limit is None for sample in snapshot.samples):
-        # None was limited then: it is not that the overload, and its limit, has just gone.
-        yield Sentence("full", "bad", "requests", values)
 
 
 def _breakers(snapshot: Snapshot) -> Iterator[Sentence]:

@@ -76,6 +76,8 @@ def _merge_routes(loads: Iterable[RouteLoad]) -> tuple[RouteLoad, ...]:
             sum(each.waiting for each in alike),
             sum(limits) if (limits := [each.limit for each in alike if each.limit is not None]) else None,
             sum(each.shed for each in alike),
+            sum(each.lately for each in alike),
+            any(each.full for each in alike),
         )
         for route, alike in routes.items()
     )

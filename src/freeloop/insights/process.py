@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ import orjson
 
 from freeloop.database import Database
 from freeloop.errors import InspectionFailed
+from freeloop.gate.admission import Admission
 from freeloop.gate.exchange import Exchange
 from freeloop.gate.middleware import Gate
 from freeloop.insights.answers import (
@@ -92,6 +93,8 @@ class Insights:
         self.tree = SharedLook(self._look)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hangs = False
+        # What each route had refused at the end of each of the last samples, and its limit then.
+        self._refusals: deque[dict[Admission, tuple[int, int | None]]] = deque(maxlen=_LATELY + 1)
         self._questions: dict[str, Callable[[], Answer]] = {
             "now": self.read_now,
             "history": self.read_history,
@@ -292,6 +295,7 @@ class Insights:
         gate, database, watch = self.parts.gate(), self.parts.database(), self.parts.watch()
         admissions = [each.admission for each in (gate.bulkheads if gate else ()) if each.admission]
         limits = [each.limit for each in admissions if each.limit is not None]
+        self._refusals.append({each: (each.shed, each.limit) for each in admissions})
         return Gauges(
             shed=sum(each.shed for each in admissions),
             running=gate.running + gate.websockets if gate else 0,
@@ -311,8 +315,16 @@ class Insights:
         for bulkhead in gate.bulkheads if gate else ():
             admission = bulkhead.admission
             if admission is not None and (admission.running or admission.waiting or admission.shed):
+                seconds = [second.get(admission, (0, None)) for second in self._refusals] or [(0, None)]
+                lately = seconds[-1][0] - seconds[0][0]
                 yield RouteLoad(
-                    bulkhead.template, admission.running, admission.waiting, admission.limit, admission.shed
+                    bulkhead.template,
+                    admission.running,
+                    admission.waiting,
+                    admission.limit,
+                    admission.shed,
+                    lately,
+                    full=lately > 0 and all(limit is None for _, limit in seconds),
                 )
 
     def _read_scope(self, scope: Scope) -> LiveScope:
