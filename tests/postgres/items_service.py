@@ -31,7 +31,7 @@ class GivenDatabase(Freeloop):
 
     def __init__(self, app, database):
         self._given = database
-        super().__init__(app, settings=Settings(_env_file=None, deadline=None))
+        super().__init__(app, settings=Settings(_env_file=None, deadline=None, token=TOKEN))
 
     @property
     def database(self):
@@ -45,7 +45,7 @@ async def serve_items(database, **feed):
 
         @asynccontextmanager
         async def lifespan(_):
-            yield {"service": SimpleNamespace(changes=changes, token=TOKEN)}
+            yield {"service": SimpleNamespace(changes=changes)}
 
         app = FastAPI(lifespan=lifespan)
         GivenDatabase(app, database)
