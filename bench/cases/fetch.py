@@ -49,7 +49,7 @@ TARGETS: Mapping[Peer, Mapping[Peer, float]] = {
 
 
 def measure(run: Run) -> dict[str, Any]:
-    slices, seconds = (2, 0.2) if run.short else (3, 1.0)
+    slices, seconds = (2, 0.2) if run.short else (3, 0.8)
     peers = run.choose(PEERS)
     rounds: dict[str, dict[str, list[dict[str, Any]]]] = {
         peer.name: {str(callers): [] for callers in CALLERS} for peer in peers
