@@ -150,7 +150,7 @@ class Sessions:
 
     def _pass_on(self, session: Session | None) -> None:
         """Let who has waited longest have a session, or the place for one."""
-        if self._line.waiting and self._line.call_next(session):
+        if self._line.call_next(session):
             return
         if session is None:
             self._room += 1

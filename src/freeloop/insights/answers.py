@@ -36,7 +36,7 @@ class Borrowed:
     """Something that is borrowed.
 
     Attributes:
-        kind: ``connection``, ``upstream`` or ``thread``.
+        kind: As of a :class:`freeloop.scope.Lease`.
         name: Which one.
         route: For whom; empty: not known.
         seconds: For how long.
