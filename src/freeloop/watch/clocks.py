@@ -30,7 +30,7 @@ class Reading(NamedTuple):
         waited: For how long the watchdog's thread was ready to run and had no CPU, so far.
         delayed: The same of the loop's thread.
         threads: CPU time of each Python thread, by its ident.
-        sleeps: How often the watchdog's thread has gone to sleep so far.
+        sleeps: How often the thread that read them has gone to sleep so far.
     """
 
     at: float
@@ -42,12 +42,16 @@ class Reading(NamedTuple):
 
 
 class RunQueue:
-    """How long the thread that makes it waits for a CPU, under CPU quotas too; outside of Linux it is 0."""
+    """How long a thread waits for a CPU, under CPU quotas too; outside of Linux it is 0.
 
-    def __init__(self) -> None:
+    Args:
+        thread: The kernel's number of it.
+    """
+
+    def __init__(self, thread: int) -> None:
         self._file: int | None = None
         with contextlib.suppress(OSError):
-            self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
+            self._file = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY)
 
     def read(self) -> float:
         """Return for how many seconds it was ready to run and had no CPU, so far; in any thread."""
@@ -68,7 +72,7 @@ class RunQueue:
 
 
 def read_clocks(watchdog: RunQueue, loop: RunQueue) -> Reading:
-    """Read all, in the watchdog's thread; 1 µs for each thread."""
+    """Read all; 10 µs, and 1 µs for each thread."""
     threads = {}
     if _LINUX:
         for thread in threading.enumerate():

@@ -35,6 +35,11 @@ class _Setting(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("every", "every_ns", "after", "after_ns"))
 
 
+def make_setting(seconds: float) -> ctypes.Structure:
+    """Return what the kernel's timers are set with, to go off once; 0 stops them."""
+    return _Setting(0, 0, int(seconds), int(seconds % 1 * 1e9))
+
+
 class CpuTimer:
     """The timer of the thread that makes it.
 
@@ -60,7 +65,7 @@ class CpuTimer:
 
         0 stops it.
         """
-        setting = _Setting(0, 0, int(seconds), int(seconds % 1 * 1e9))
+        setting = make_setting(seconds)
         self._libc.timer_settime(self._timer, 0, ctypes.byref(setting), None)
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The watchdog's thread: it looks at the loop from outside, and most of the time sees that all is well.
 
-Each look is planned for when a heartbeat would be late. Where it is, looks come in short order until the next
-heartbeat, and each keeps a sample of what the loop runs.
+Each heartbeat puts its alarm off until the next one would be late. Where that is, it wakes up, and looks come
+in short order until the next heartbeat; each keeps a sample of what the loop runs. While all is well it
+sleeps.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from types import FrameType
 from typing import Final, Protocol
 
+from freeloop.watch.alarm import Alarm
 from freeloop.watch.backstop import Backstop, Dump
 from freeloop.watch.blame import Blamed, blame_thread
 from freeloop.watch.callee import name_calls
@@ -81,10 +83,6 @@ class Probe:
         self._tick = threshold / 5
         self._listener = listener
         self._ident = threading.get_ident()
-        self._planned = time.monotonic()
-        self.heart = Heart(loop, limit=threshold, tick=self._tick, on_gap=self._meet)
-        self._stopped = threading.Lock()
-        self._stopped.acquire()
         self._samples: list[Sample] = []
         self._starved: list[Starved] = []
         self._dump: Dump | None = None
@@ -99,17 +97,28 @@ class Probe:
         self._slept = 0  # how often, when this look was planned
         self._gil_wait = 0.0  # seconds that it surely waited for the GIL since then
         self._settling = False
+        self._sampling = False  # whether looks come in short order
         self._failures = 0
+        self._alarm = Alarm()
         self._backstop = Backstop(self._catch) if backstop else None
         self._thread = threading.Thread(target=self._run, name="freeloop-watch", daemon=True)
-        self._thread.start()
+        self._thread.start()  # and wait: the alarm is set by the first heartbeat
+        self._loop_queue = RunQueue(threading.get_native_id())
+        self._queue = RunQueue(self._thread.native_id or 0)
+        self.heart = Heart(loop, limit=threshold, tick=self._tick, read=self._read, on_beat=self._hear)
+        # Read by the last look, and by the last heartbeat that has put the alarm off.
+        self._before = self._heard = self.heart.last.clocks
+        self._alarm.set(self._plan(self._before.at, self.heart.last, overdue=False))
 
     def stop(self) -> None:
         """Look no longer; to be called once, in the loop's thread."""
         self.heart.stop()
-        self._stopped.release()
+        self._alarm.wake()
         self._thread.join(5.0)
-        self.heart.queue.close()
+        if not self._thread.is_alive():
+            self._alarm.close()
+        self._queue.close()
+        self._loop_queue.close()
         if self._backstop is not None:
             self._backstop.close()
 
@@ -124,15 +133,22 @@ class Probe:
             await asyncio.sleep(pause)
 
     def _run(self) -> None:
-        self._queue = RunQueue()
-        self._before = self._calm = read_clocks(self._queue, self.heart.queue)
-        try:
-            while not self._stopped.acquire(timeout=max(0.0, self._planned - time.monotonic())):
-                self._try_to_look()
-                if time.monotonic() < self._planned:
-                    self._slept = count_sleeps()  # what the look itself has waited for is over
-        finally:
-            self._queue.close()
+        while self._alarm.wait():
+            self._try_to_look()
+            if time.monotonic() < self._alarm.at:
+                self._slept = count_sleeps()  # what the look itself has waited for is over
+
+    def _read(self) -> Reading:
+        return read_clocks(self._queue, self._loop_queue)
+
+    def _hear(self, beat: Beat, gap: bool) -> None:
+        """Hear a heartbeat, in the loop's thread, before it is the last one."""
+        if gap:
+            self._meet()
+        elif not self._sampling and self._alarm.put_off(self._plan(beat.at, beat, overdue=False)):
+            self._heard = beat.clocks
+            if self._backstop is not None:
+                self._backstop.arm(self._find_patience(hindered=False))
 
     def _try_to_look(self) -> None:
         """Look, and go on where that fails: what was looked at belongs to others, and may be odd."""
@@ -140,16 +156,17 @@ class Probe:
             self._look()
         except Exception:
             self._failures += 1
-            self._planned = time.monotonic() + self._threshold
+            self._alarm.set(time.monotonic() + self._threshold)
             if self._failures <= _FAILURES:
                 logger.exception("the watchdog could not look at the event loop")
 
     def _look(self) -> None:
         view, clocks, gaps = self._see()
-        now, planned, last = clocks.at, self._planned, self.heart.last
+        now, planned, last = clocks.at, self._alarm.at, self.heart.last
         late, overdue = self._is_late(now), self._is_overdue(now)
         caught, self._caught = self._caught, None
         met, self._met = self._met, {}
+        self._before = max(self._before, self._heard, key=lambda each: each.at)
         # Nor is it anybody's fault to have waited for a CPU.
         waited = clocks.waited - self._before.waited
         hindered = late and now - planned - waited > _TURNS * sys.getswitchinterval()
@@ -157,7 +174,9 @@ class Probe:
         # process is stopped.
         sleeps = max(0, clocks.sleeps - self._slept - _OTHER_SLEEPS)
         self._gil_wait = sleeps * sys.getswitchinterval()
-        self._planned, self._slept = self._plan(now, last, overdue=overdue), clocks.sleeps
+        self._sampling = overdue
+        self._alarm.set(self._plan(now, last, overdue=overdue))
+        self._slept = clocks.sleeps
         self._arm(hindered=hindered, caught=caught is not None)
         first = (caught or view) if hindered else None
         if hindered:
@@ -175,7 +194,7 @@ class Probe:
             if overdue:
                 self._warn(last, clocks)
             else:
-                self._calm_down(clocks)
+                self._calm_down()
         self._before = clocks
 
     def _see(self) -> tuple[View | None, Reading, int]:
@@ -187,17 +206,17 @@ class Probe:
             began, gaps = time.monotonic(), len(self.heart.gaps)
             late = self._is_late(began)
             view = self._view(late=late) if late or self._is_overdue(began) else None
-            clocks = read_clocks(self._queue, self.heart.queue)
+            clocks = self._read()
             if clocks.at - began < sys.getswitchinterval():
                 break
         return view, clocks, gaps
 
     def _is_late(self, now: float) -> bool:
         # Python switches threads each few ms: to be late by that much is no more than taking turns.
-        return now - self._planned > _TURNS * sys.getswitchinterval()
+        return now - self._alarm.at > _TURNS * sys.getswitchinterval()
 
     def _is_overdue(self, now: float) -> bool:
-        return now > self.heart.last.due + self._tick / 8
+        return now > self.heart.last.due + self.heart.patience
 
     def _catch(self, _signal: int, _frame: FrameType | None) -> None:
         """See what the loop runs, in its own thread, after the C timer went off."""
@@ -241,10 +260,14 @@ class Probe:
         """Set the C timer anew: it goes off where the next look does not come."""
         if self._backstop is None:
             return
-        ticks, least = (4, _HELD_ON) if hindered else (6.5, _SURELY_HELD)  # the threshold is five
-        self._backstop.arm(max(ticks * self._tick, least))
+        self._backstop.arm(self._find_patience(hindered=hindered))
         dump = self._backstop.take() if hindered or caught else None
         self._dump = dump if hindered else None  # else it is of a time that others could look at
+
+    def _find_patience(self, *, hindered: bool) -> float:
+        """Return for how many seconds the loop may compute until the C timer goes off."""
+        ticks, least = (4, _HELD_ON) if hindered else (6.5, _SURELY_HELD)  # the threshold is five
+        return max(ticks * self._tick, least)
 
     def _note_starved(self, planned: float, now: float, last: Beat, clocks: Reading) -> None:
         waited = clocks.waited - self._before.waited
@@ -341,9 +364,7 @@ class Probe:
         lasted = clocks.at - last.at
         if lasted < (self._threshold + 2 * self._tick if self._told is None else 2 * self._told_at):
             return
-        now = last._replace(
-            at=clocks.at, cpu=clocks.threads.get(self._ident, last.cpu), delayed=clocks.delayed
-        )
+        now = last._replace(cpu=clocks.threads.get(self._ident, last.cpu), clocks=clocks)
         evidence = self._gather(last, now, self._samples, clocks)
         if (block := judge(evidence, self._threshold)) is not None:
             self._told, self._told_at = (last, block), lasted
@@ -356,8 +377,8 @@ class Probe:
             end.at,
             start.due - start.at,
             end.cpu - start.cpu,
-            end.delayed - start.delayed,
-            clocks.waited - self._calm.waited,
+            end.clocks.delayed - start.clocks.delayed,
+            clocks.waited - start.clocks.waited,
             samples,
             self._starved,
         )
@@ -370,8 +391,7 @@ class Probe:
             blamed = blame_thread(block.thread)
         self._listener.note_block(block, stack, blamed, goes_on=goes_on)
 
-    def _calm_down(self, clocks: Reading) -> None:
-        self._calm = clocks
+    def _calm_down(self) -> None:
         self._running = self._dump = None
         self._samples.clear()
         self._starved.clear()
