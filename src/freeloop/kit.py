@@ -324,7 +324,7 @@ class Freeloop:
                 it is set.
         """
         if guards is None:
-            guards = [token_needed(self.settings.bearer_token)]
+            guards = [token_needed(lambda _: self.settings.bearer_token)]
         return make_router(self.tasks, guards=guards)
 
     def become_worker(self, queues: Collection[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple, TypeAlias, cast
+from typing import Final, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -47,13 +47,7 @@ class Durations:
         return list(zip((*map(str, self._bounds), "+Inf"), accumulate(self._buckets), strict=True))
 
 
-Values: TypeAlias = (
-    float
-    | Mapping[str, Durations]
-    | Mapping[tuple[()], Durations]
-    | Mapping[str, float]
-    | Mapping[tuple[str, ...], float]
-)
+Values: TypeAlias = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
 
 
 class Reading(NamedTuple):
@@ -63,15 +57,29 @@ class Reading(NamedTuple):
         name: Its name in Prometheus' way; one that ends with ``_total`` is a counter, any other a gauge.
         says: What it is.
         read: Returns the value; with a label, one value per value of the label; an empty mapping: none now.
-            Of :class:`Durations` it is a histogram.
-        label: The name of the label, or the names of several; empty: it has none. A histogram without one is
-            read with the empty tuple.
+        label: The name of the label, or the names of several; empty: it has none.
     """
 
     name: str
     says: str
     read: Callable[[], Values]
     label: str | tuple[str, ...] = ""
+
+
+class Histogram(NamedTuple):
+    """Durations that are read at each exposition.
+
+    Attributes:
+        name: As of a :class:`Reading`; it ends with ``_seconds``.
+        says: What they are.
+        read: Returns the durations by the value of the label; an empty mapping: none now.
+        label: The name of the label; empty: it has none, and what is read has the empty tuple in its place.
+    """
+
+    name: str
+    says: str
+    read: Callable[[], Mapping[str, Durations] | Mapping[tuple[()], Durations]]
+    label: str | tuple[()] = ()
 
 
 class _Route:
@@ -99,7 +107,7 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._readings: list[Reading] = []
+        self._readings: list[Reading | Histogram] = []
         self._routes: dict[str, _Route] = {}
         self.registry.register(self)
 
@@ -117,7 +125,7 @@ class Metrics(Collector):
         if record.cause:
             route.cancelled[record.cause] = route.cancelled.get(record.cause, 0) + 1
 
-    def watch(self, readings: Iterable[Reading]) -> None:
+    def watch(self, readings: Iterable[Reading | Histogram]) -> None:
         """Read these at each exposition, beside those before."""
         self._readings.extend(readings)
 
@@ -125,18 +133,7 @@ class Metrics(Collector):
         """Yield everything in Prometheus' families (called by the registry)."""
         yield from self._collect_requests()
         for reading in self._readings:
-            values = reading.read()
-            if isinstance(values, Mapping) and any(isinstance(value, Durations) for value in values.values()):
-                yield _collect_durations(reading, cast("Mapping[str, Durations]", values))
-                continue
-            family_of = CounterMetricFamily if reading.name.endswith("_total") else GaugeMetricFamily
-            if isinstance(values, Mapping):
-                family = family_of(reading.name, reading.says, labels=_several(reading.label))
-                for label, value in values.items():
-                    family.add_metric(_several(label), cast("float", value))
-                yield family
-            else:
-                yield family_of(reading.name, reading.says, value=values)
+            yield _collect_values(reading) if isinstance(reading, Reading) else _collect_durations(reading)
 
     def _collect_requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -174,9 +171,20 @@ class Metrics(Collector):
         return generate_latest(self.registry)
 
 
-def _collect_durations(reading: Reading, values: Mapping[str, Durations]) -> Metric:
+def _collect_values(reading: Reading) -> Metric:
+    family_of = CounterMetricFamily if reading.name.endswith("_total") else GaugeMetricFamily
+    values = reading.read()
+    if not isinstance(values, Mapping):
+        return family_of(reading.name, reading.says, value=values)
+    family = family_of(reading.name, reading.says, labels=_several(reading.label))
+    for label, value in values.items():
+        family.add_metric(_several(label), value)
+    return family
+
+
+def _collect_durations(reading: Histogram) -> Metric:
     family = HistogramMetricFamily(reading.name, reading.says, labels=_several(reading.label))
-    for label, durations in values.items():
+    for label, durations in reading.read().items():
         family.add_metric(_several(label), buckets=durations.list_buckets(), sum_value=durations.seconds)
     return family
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from freeloop.background import Background
 from freeloop.database import Database
 from freeloop.gate.admission import Admission
 from freeloop.gate.middleware import Gate
-from freeloop.metrics import Reading, Values
+from freeloop.metrics import Durations, Histogram, Reading, Values
 from freeloop.outbound import Stacks
 from freeloop.outbound.layers import Stack
 from freeloop.tasks.worker import Worker
@@ -19,6 +20,11 @@ from freeloop.threads import ThreadPool, Threads
 from freeloop.watch import Watch
 
 T = TypeVar("T")
+
+
+def _read(find: Callable[[], T | None], read: Callable[[T], Values]) -> Callable[[], Values]:
+    """Return what reads a part of the kit while it is there."""
+    return lambda: {} if (found := find()) is None else read(found)
 
 
 def list_gate_readings(gate: Gate) -> list[Reading]:
@@ -99,10 +105,7 @@ def list_work_readings(threads: Callable[[], Threads | None], background: Backgr
 
 def list_task_readings(worker: Callable[[], Worker | None]) -> list[Reading]:
     """Return the readings of durable tasks, where this process runs them."""
-
-    def of(read: Callable[[Worker], Values]) -> Callable[[], Values]:
-        return lambda: {} if (current := worker()) is None else read(current)
-
+    of = partial(_read, worker)
     return [
         Reading(
             "freeloop_tasks_running",
@@ -124,11 +127,9 @@ def list_pools(database: Database | None) -> list[Database]:
     return [] if database is None else [database, *(each.database for each in database.replicas.all)]
 
 
-def list_database_readings(database: Callable[[], Database | None]) -> list[Reading]:
+def list_database_readings(database: Callable[[], Database | None]) -> list[Reading | Histogram]:
     """Return the readings of the kit's database, where there is one."""
-
-    def of(read: Callable[[Database], Values]) -> Callable[[], Values]:
-        return lambda: {} if (current := database()) is None else read(current)
+    of = partial(_read, database)
 
     def by_pool(read: Callable[[Database], T]) -> Callable[[], dict[str, T]]:
         return lambda: {pool.name: read(pool) for pool in list_pools(database())}
@@ -152,7 +153,7 @@ def list_database_readings(database: Callable[[], Database | None]) -> list[Read
             by_pool(lambda pool: float(pool.waiting)),
             "pool",
         ),
-        Reading(
+        Histogram(
             "freeloop_database_acquire_seconds",
             "How long callers have waited for a connection, in vain or not.",
             by_pool(lambda pool: pool.acquire_times),
@@ -317,19 +318,15 @@ def _count_cached(stack: Stack) -> dict[str, float]:
     return {"hit": cache.hits, "stale": cache.stale, "validated": cache.validated, "miss": cache.misses}
 
 
-def list_watch_readings(watch: Callable[[], Watch | None]) -> list[Reading]:
+def list_watch_readings(watch: Callable[[], Watch | None]) -> list[Reading | Histogram]:
     """Return the readings of the event loop, where it is watched."""
+    of = partial(_read, watch)
 
-    def of(read: Callable[[Watch], Values]) -> Callable[[], Values]:
-        return lambda: {} if (current := watch()) is None else read(current)
+    def read_lags() -> dict[tuple[()], Durations]:
+        return {} if (current := watch()) is None else {(): current.lags}
 
     return [
-        Reading(
-            "freeloop_loop_lag_seconds",
-            "How late the event loop was.",
-            of(lambda current: {(): current.lags}),
-            (),
-        ),
+        Histogram("freeloop_loop_lag_seconds", "How late the event loop was.", read_lags),
         Reading(
             "freeloop_loop_busy_seconds_total",
             "For how long the event loop computed or was blocked.",

@@ -78,6 +78,8 @@ def test_a_worker_that_does_not_answer_is_told_by_the_other(visit, shop):
             page.page.select_option("#process", str(stopped))  # it is still one of them
             page.page.wait_for_url(f"**process={stopped}*")
             page.see(f"Process {stopped} does not answer.", "#diagnosis [data-code=silent]")
+            with Terminal("top", **where(shop)) as terminal:
+                terminal.see(f"Process {stopped} does not answer.")
         finally:
             os.kill(stopped, signal.SIGCONT)
         page.wait_until("!document.querySelector('[data-code=silent]')")

@@ -9,6 +9,7 @@ from freeloop.gate.admission import Admission
 from freeloop.gate.limit import AdaptiveLimit
 from freeloop.insights.answers import (
     Block,
+    BlocksAnswer,
     Borrowed,
     BreakerState,
     PoolState,
@@ -158,6 +159,13 @@ def test_routes_of_several_processes_are_put_together():
         RouteLoad("/a", 3, 1, None, 10, 5, full=True),
         RouteLoad("/b", 2, 0, None, 2, 2, full=False),
     )
+
+
+def test_of_several_processes_too_what_blocked_for_longest_in_all_comes_first():
+    often = replace(block(goes_on=False), seconds=9.0, longest=0.2)
+    once = replace(block(goes_on=False), seconds=5.0, longest=5.0)
+    assert merge([Snapshot(blocks=(once,)), Snapshot(blocks=(often,))]).blocks == (often, once)
+    assert merge([BlocksAnswer((once,)), BlocksAnswer((often,))]).blocks == (often, once)
 
 
 def test_samples_of_one_second_are_put_together():

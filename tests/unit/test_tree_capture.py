@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+import math
 import queue
 import sys
 import threading
@@ -139,6 +140,13 @@ async def test_who_awaits_a_task_is_known_from_asyncios_call_graph_where_no_call
     async with running(parent=parent()):
         seen = await look()
     assert seen.awaited_by("parent.child") == {"parent"}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # uvloop refuses it
+async def test_a_sleep_without_end_does_not_say_when_it_ends(anyio_backend):
+    async with running(sleeper=asyncio.sleep(math.inf)):
+        seen = await look()
+    assert seen["sleeper"].wait.ends_in is None
 
 
 async def test_a_sleep_says_since_when_and_until_when():

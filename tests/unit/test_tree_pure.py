@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freeloop.tree.cycles import find_deadlocks, find_stuck
+from freeloop.tree.forest import plant
 from freeloop.tree.functions import FUNCTIONS
 from freeloop.tree.lints import find_mistakes
 from freeloop.tree.model import (
@@ -23,7 +24,7 @@ from freeloop.tree.model import (
     read_snapshot,
 )
 from freeloop.tree.render import render
-from freeloop.tree.waits import PHRASES, describe_wait, format_seconds
+from freeloop.tree.waits import PHRASES, describe_wait, say_seconds
 
 APP = Place("/srv/shop.py", 7, "buy", "shop")
 INNER = Place("/usr/lib/python3/asyncio/locks.py", 110, "Lock.acquire", "asyncio.locks")
@@ -184,10 +185,14 @@ def test_waits_in_words(arguments, words):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(-1, "0 ms"), (0.035, "35 ms"), (2.44, "2.4 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
+    [
+        *((None, "–"), (-1, "0 ms"), (0.0, "0 ms"), (0.0012, "1.2 ms"), (0.0994, "99.4 ms")),
+        *((0.25, "0.25 s"), (0.997, "1.0 s"), (4.0, "4.0 s"), (99.94, "99.9 s"), (99.96, "1 min 40 s")),
+        *((119.7, "2 min 0 s"), (200, "3 min 20 s"), (3599.7, "1 h 0 min"), (7260, "2 h 1 min")),
+    ],
 )
 def test_seconds_as_people_read_them(seconds, words):
-    assert format_seconds(seconds) == words
+    assert say_seconds(seconds) == words
 
 
 SNAPSHOT = Snapshot(
@@ -267,6 +272,24 @@ def test_the_text_tells_what_is_wrong_first_and_draws_the_tasks_below_their_requ
         "",
         "task-6 runs",
         "    /srv/shop.py:7 in buy",
+    ]
+
+
+def test_a_task_is_below_the_first_that_waits_for_it_else_below_the_one_that_has_started_it():
+    tasks = [
+        task(1, Wait("tasks", "both", on=(2, 3, 99))),
+        task(2, Wait("sleep", "a timer"), parent=4),
+        task(3, Wait("task", "the shared one", on=(2,))),
+        task(4, Wait("lock", "a lock", on=(1,))),
+        task(5, Wait("sleep", "a timer"), parent=4),
+        task(6, Wait("task", "the other", on=(7,))),
+        task(7, Wait("task", "the other", on=(6,))),
+    ]
+    roots, below = plant({each.id: each for each in tasks})
+    assert [each.id for each in roots] == [1, 4]
+    assert [(number, [each.id for each in parts]) for number, parts in below.items() if parts] == [
+        *((1, [2, 3]), (4, [5])),
+        *((6, [7]), (7, [6])),  # a ring
     ]
 
 

@@ -22,10 +22,11 @@ def blocks(
         import orjson
 
         from freeloop.cli.processes import ask_app, find_app
-        from freeloop.console.texts import say_seconds
+        from freeloop.tree.waits import say_seconds
 
         with progress("Asking the processes"):
-            answer = ask_app(find_app(process), "blocks")
+            sockets, _ = find_app(process).find()
+            answer = ask_app(sockets, "blocks")
         if json:
             typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2))
             return

@@ -25,25 +25,13 @@ def ps(
         # Imported here, so that 'freeloop --help' answers at once.
         import orjson
 
-        from freeloop.errors import InspectionFailed
-        from freeloop.inspection import ask, find_processes
-        from freeloop.settings import read_settings
+        from freeloop.cli.processes import find_running, not_answering
+        from freeloop.inspection import ask
         from freeloop.tree.model import read_snapshot
         from freeloop.tree.render import render
 
-        folder = read_settings().runtime_dir
-        if folder is None:
-            raise InspectionFailed("FREELOOP_RUNTIME_DIR is none: processes open no socket then")
         with progress("Looking for processes"):
-            running = find_processes(folder)
-        found = running if process is None else [each for each in running if each.matches(process)]
-        if not found:
-            others = "; there are: " + ", ".join(f"{each.pid} {each.title}" for each in running)
-            raise InspectionFailed(
-                f"no process of this user {f'is {process}' if process else 'answers'}"
-                f"{others if running else ''}. It must run an app with Freeloop, with the same "
-                f"FREELOOP_RUNTIME_DIR ({folder})."
-            )
+            _, found = find_running(process)
         if process is None and len(found) > 1:
             if json:
                 listed = [{"pid": each.pid, "title": each.title, "silent": each.silent} for each in found]
@@ -53,9 +41,7 @@ def ps(
                     typer.echo(f"{each.pid:>8}  {each.title}")
             return
         if found[0].silent:
-            raise InspectionFailed(
-                f"process {found[0].pid} does not answer: it is stopped, or something in it holds the GIL"
-            )
+            raise not_answering(found[0])
         with progress("Asking the process"):
             snapshots = [(each, read_snapshot(ask(each.path, "tree"))) for each in found]
         if json:

@@ -40,13 +40,17 @@ def top(
         from freeloop.cli.processes import ask_app, find_app, find_deadlocks
         from freeloop.console.texts import load_texts
         from freeloop.insights import diagnose
+        from freeloop.insights.answers import RequestsAnswer, Snapshot
 
         with progress("Looking for processes"):
-            sockets = find_app(process)
+            app = find_app(process)
         texts = load_texts("en")
 
         def look() -> tuple[Snapshot, RequestsAnswer]:
-            snapshot = replace(ask_app(sockets, "now"), deadlocks=find_deadlocks(sockets))
+            sockets, silent = app.find()
+            if not sockets:
+                return Snapshot(silent=silent), RequestsAnswer()
+            snapshot = replace(ask_app(sockets, "now"), deadlocks=find_deadlocks(sockets), silent=silent)
             return snapshot, ask_app(sockets, "requests")
 
         with progress("Asking the processes"):
@@ -71,8 +75,9 @@ def draw(texts: Texts, snapshot: Snapshot, requests: RequestsAnswer, *, rows: in
     from rich.table import Table
     from rich.text import Text
 
-    from freeloop.console.texts import say_number, say_seconds
+    from freeloop.console.texts import say_number
     from freeloop.insights import diagnose
+    from freeloop.tree.waits import say_seconds
 
     sentences = [
         Text(texts(f"diagnosis.{each.code}", **each.values), style=_COLOURS[each.severity])

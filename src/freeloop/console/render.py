@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from freeloop.console.pages import PAGES
-from freeloop.console.texts import LANGUAGES, Texts, load_texts, say_number, say_seconds, say_time
+from freeloop.console.texts import LANGUAGES, Texts, load_texts, say_number, say_time
 from freeloop.ledger import KINDS
+from freeloop.tree.waits import say_seconds
 
 _HERE: Final = Path(__file__).parent
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from freeloop.console.phrases import Phrases
+from freeloop.tree.waits import say_seconds
 
 LANGUAGES: Final[Mapping[str, str]] = {"en": "English", "zh-TW": "繁體中文"}
 """The name of each in itself."""
@@ -68,19 +69,6 @@ def choose_language(chosen: str | None, accepted: str) -> str:
         return chosen
     first = accepted.partition(",")[0].strip().lower()
     return "zh-TW" if first.startswith(("zh-tw", "zh-hant", "zh-hk")) else "en"
-
-
-def say_seconds(seconds: float | None) -> str:
-    """Say a duration in three digits at most: ``1.2 ms``, ``4.0 s``, ``3 min 20 s``."""
-    if seconds is None:
-        return "–"
-    if seconds < 0.0995:
-        return f"{seconds * 1000:.3g} ms" if seconds >= 0.0001 else "0 ms"
-    if seconds < 100:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:,.0f} h {seconds % 3600 // 60:.0f} min"
 
 
 def say_time(at: float | datetime | None) -> str:

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import hmac
-from typing import Annotated, cast
+from collections.abc import Callable
+from typing import Annotated, Final, cast
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from freeloop.errors import Unauthorized
 
-Bearer = Annotated[
-    HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, description="FREELOOP_TOKEN, where it is set.")),
-]
-"""What the caller of a route bears, as a parameter of it."""
+_BEARER: Final = HTTPBearer(auto_error=False, description="FREELOOP_TOKEN, where it is set.")
 
 
-def token_needed(token: str | None) -> Dependency:
-    """Return a dependency that lets a request pass where it bears the token, or none is set."""
-
-    async def check(given: Bearer) -> None:
-        check_bearer(given, token)
-
-    return cast("Dependency", Depends(check))
-
-
-def check_bearer(given: HTTPAuthorizationCredentials | None, token: str | None) -> None:
-    """Check what the caller bears.
+def token_needed(find: Callable[[Request], str | None]) -> Dependency:
+    """Return a dependency that lets a request pass which bears the token, and refuses any other with 401.
 
     Args:
-        given: That, or None: nothing.
-        token: As of :func:`check_token`.
-
-    Raises:
-        Unauthorized: As of :func:`check_token`.
+        find: Returns the right token; None: any request passes.
     """
-    check_token(f"{given.scheme} {given.credentials}" if given else None, token)
+
+    async def check(
+        request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+    ) -> None:
+        check_token(f"{given.scheme} {given.credentials}" if given else None, find(request))
+
+    return cast("Dependency", Depends(check))
 
 
 def check_token(authorization: str | None, token: str | None) -> None:

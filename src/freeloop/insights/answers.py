@@ -291,7 +291,7 @@ class Snapshot:
         routes: What happens on each.
         pools: The database's.
         breakers: Those that are not closed.
-        blocks: What blocked the loop in the last minute.
+        blocks: What blocked the loop in the last minute, what took most time first.
         failed: Requests that failed within the last ten samples, as route and count.
         hung: Processes whose loop does not answer.
         silent: Processes that do not answer at all.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 from freeloop.tree import ScopeNode, Snapshot, TaskNode
+from freeloop.tree.forest import Forest, choose_places, plant
 from freeloop.tree.model import Place
-
-_PARTS: Final = frozenset({"task", "tasks", "group"})  # waits that make one task a part of another
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +67,15 @@ def grow(snapshot: Snapshot, *, most: int = 2_000) -> list[Branch]:
         most: Tasks that are drawn at most.
     """
     tasks = {task.id: task for task in snapshot.tasks[:most]}
-    below: dict[int, list[int]] = {}
-    parts: set[int] = set()
-    for task in tasks.values():
-        wait = task.wait
-        own = [part for part in wait.on if part in tasks] if wait and wait.kind in _PARTS else []
-        below[task.id] = [part for part in own if part not in parts]
-        parts.update(own)
-    for task in tasks.values():
-        if task.parent in tasks and task.id not in parts:
-            below[task.parent].append(task.id)
-            parts.add(task.id)
+    forest = plant(tasks)
     drawn: set[int] = set()
-    roots = [task for task in tasks.values() if task.id not in parts]
     scopes = {scope.id: scope for scope in snapshot.scopes}
     rows: dict[int | None, list[Row]] = {}
     single: list[Branch] = []
-    for root in [*roots, *tasks.values()]:  # those that only a ring leads to come last
+    for root in [*forest.roots, *tasks.values()]:  # those that only a ring leads to come last
         if root.id in drawn:
             continue
-        found = tuple(_climb(root, tasks, below, drawn))
+        found = tuple(_climb(root, forest, drawn))
         if root.scope in scopes:
             rows.setdefault(root.scope, []).extend(found)
         else:
@@ -99,9 +86,7 @@ def grow(snapshot: Snapshot, *, most: int = 2_000) -> list[Branch]:
     return _fold([*requests, *single])
 
 
-def _climb(
-    root: TaskNode, tasks: dict[int, TaskNode], below: dict[int, list[int]], drawn: set[int]
-) -> list[Row]:
+def _climb(root: TaskNode, forest: Forest, drawn: set[int]) -> list[Row]:
     rows: list[Row] = []
     todo = [(root, 0)]
     while todo:
@@ -109,14 +94,9 @@ def _climb(
         if task.id in drawn:
             continue
         drawn.add(task.id)
-        rows.append(Row(min(depth, 12), task, _choose(task)))
-        todo += [(tasks[part], depth + 1) for part in reversed(below.get(task.id, ()))]
+        rows.append(Row(min(depth, 12), task, tuple(choose_places(task.stack))))
+        todo += [(part, depth + 1) for part in reversed(forest.below[task.id])]
     return rows
-
-
-def _choose(task: TaskNode) -> tuple[Place, ...]:
-    apps = tuple(place for place in task.stack if place.is_apps and place.function != "<module>")
-    return apps or task.stack[-1:]
 
 
 def _fold(branches: list[Branch]) -> list[Branch]:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar, cast
 
 from freeloop.insights.answers import (
+    Block,
     BlocksAnswer,
     DatabaseAnswer,
     HistoryAnswer,
@@ -92,7 +93,7 @@ def _merge_snapshots(all_: Sequence[Snapshot]) -> Snapshot:
         routes=_merge_routes(_all(all_, "routes")),
         pools=tuple(_all(all_, "pools")),
         breakers=tuple(_all(all_, "breakers")),
-        blocks=tuple(sorted(_all(all_, "blocks"), key=lambda block: -block.longest)),
+        blocks=_merge_found(all_),
         failed=tuple(failed.most_common(3)),
         hung=tuple(_all(all_, "hung")),
         silent=tuple(_all(all_, "silent")),
@@ -109,9 +110,14 @@ def _merge_requests(all_: Sequence[RequestsAnswer]) -> RequestsAnswer:
     )
 
 
+def _merge_found(all_: Sequence[Snapshot | BlocksAnswer]) -> tuple[Block, ...]:
+    """What took most time first, as each of them has it."""
+    return tuple(sorted(_all(all_, "blocks"), key=lambda block: -block.seconds))
+
+
 def _merge_blocks(all_: Sequence[BlocksAnswer]) -> BlocksAnswer:
     return BlocksAnswer(
-        blocks=tuple(sorted(_all(all_, "blocks"), key=lambda block: -block.seconds)),
+        blocks=_merge_found(all_),
         dropped=sum(each.dropped for each in all_),
         watched=any(each.watched for each in all_),
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
 from freeloop.dependencies import find_kit
-from freeloop.gate.tokens import Bearer, check_bearer
+from freeloop.gate.tokens import token_needed
 from freeloop.service.items.feed import ChangeFeed
 from freeloop.service.state import state_of
 
@@ -18,13 +18,6 @@ async def _changes(request: Request) -> ChangeFeed:
     return state_of(request).changes
 
 
-async def require_token(request: Request, given: Bearer) -> None:
-    """Let the request pass where no token is set, or where it bears the right one.
-
-    Raises:
-        Unauthorized: The token is missing or wrong (401).
-    """
-    check_bearer(given, find_kit(request).settings.bearer_token)
-
-
 Changes = Annotated[ChangeFeed, Depends(_changes)]
+require_token: Final = token_needed(lambda request: find_kit(request).settings.bearer_token)
+"""For the dependencies of a route: ``FREELOOP_TOKEN`` of the kit that the request has come through."""

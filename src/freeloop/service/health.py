@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
@@ -41,7 +41,7 @@ async def readyz(database: Db) -> Status:
 
 @router.get(
     "/metrics",
-    dependencies=[Depends(require_token)],
+    dependencies=[require_token],
     response_class=Response,
     responses={
         200: {"description": "Prometheus' text format", "content": {"text/plain": {}}},

@@ -2,8 +2,8 @@
 
 It may import ``scope``; it knows the rooms by the names of their functions only. ``look`` decides who looks
 and from where; ``capture`` goes from task to task, with ``coroutines``, ``futures``, ``functions``, ``held``
-and ``working``, which read what asyncio and others keep to themselves. ``cycles``, ``lints``, ``waits`` and
-``render`` are pure, over ``model``.
+and ``working``, which read what asyncio and others keep to themselves. ``cycles``, ``lints``, ``waits``,
+``forest`` and ``render`` are pure, over ``model``.
 """
 
 from freeloop.tree.look import Tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 import time
@@ -251,7 +252,7 @@ class Capture:
             ),
             seconds=None if draft.since is None else max(0.0, self._now - draft.since),
             at_least=draft.at_least,
-            ends_in=None if draft.until is None else draft.until - self._now,
+            ends_in=None if draft.until in {None, math.inf} else draft.until - self._now,
             on=on,
             needs=draft.needs,
             open=is_open,

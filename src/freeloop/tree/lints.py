@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from freeloop.tree.model import Finding, TaskNode
-from freeloop.tree.waits import format_seconds
+from freeloop.tree.waits import say_seconds
 
 LONG_WAIT: Final = 10.0
 """Seconds that a wait has to last before it is called lost."""
@@ -49,7 +49,7 @@ def _lost(task: TaskNode, long_wait: float) -> str | None:
     if wait is None or not wait.orphaned or (wait.seconds or 0.0) < long_wait:
         return None
     text = LINTS["lost" if task.kept else "lost-soon"]
-    return text.format(lasted=format_seconds(wait.seconds or 0.0), wait=wait.text)
+    return text.format(lasted=say_seconds(wait.seconds or 0.0), wait=wait.text)
 
 
 def _self_waking(task: TaskNode, long_wait: float) -> str | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from freeloop.tree.model import Deadlock, Place, ScopeNode, Snapshot, TaskNode
-from freeloop.tree.waits import format_seconds
-
-_STRUCTURE: Final = frozenset({"task", "tasks", "group"})  # waits that make one task a part of another
+from freeloop.tree.forest import PARTS, choose_places, plant
+from freeloop.tree.model import Deadlock, ScopeNode, Snapshot, TaskNode
+from freeloop.tree.waits import say_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +28,17 @@ def render(snapshot: Snapshot, *, name: str = "") -> str:
         snapshot: The snapshot.
         name: What to call the process besides its number.
     """
-    forest = _Forest(snapshot)
+    drawing = _Drawing(snapshot)
     lines = [_head(snapshot, name)]
     lines += _describe_hang(snapshot)
     for deadlock in snapshot.deadlocks:
-        lines += ["", *_describe_deadlock(deadlock, forest.tasks)]
+        lines += ["", *_describe_deadlock(deadlock, drawing.tasks)]
     if snapshot.findings:
         lines.append("")
     for finding in snapshot.findings:
-        lines.append(f"{finding.lint}: {forest.name(finding.task)} {finding.text}")
-    for blocks in (forest.draw_scopes(), forest.draw_rest()):
-        for block in forest.merge(blocks):
+        lines.append(f"{finding.lint}: {drawing.name(finding.task)} {finding.text}")
+    for blocks in (drawing.draw_scopes(), drawing.draw_rest()):
+        for block in drawing.merge(blocks):
             lines += ["", *block.lines]
     return "\n".join(lines)
 
@@ -58,7 +56,7 @@ def _describe_hang(snapshot: Snapshot) -> Iterator[str]:
         return
     yield ""
     yield "THE LOOP IS HUNG. Nothing below moves until its thread goes on, which stands at"
-    for place in _choose(snapshot.loop_stack):
+    for place in choose_places(snapshot.loop_stack):
         yield f"    {place}"
 
 
@@ -67,29 +65,19 @@ def _describe_deadlock(deadlock: Deadlock, tasks: Mapping[int, TaskNode]) -> Ite
     for number in deadlock.tasks:
         task = tasks[number]
         yield f"    {task.name} waits for {task.wait.text if task.wait else 'nothing'}"
-        yield from (f"        {place}" for place in _choose(task.stack)[-1:])
+        yield from (f"        {place}" for place in choose_places(task.stack)[-1:])
     if deadlock.behind:
         yield f"    and {_count(len(deadlock.behind), 'more task')} can go on only after them"
 
 
-class _Forest:
-    """The tasks as trees: below each those that are a part of it."""
+class _Drawing:
+    """The trees of tasks as blocks of lines."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.tasks = {task.id: task for task in snapshot.tasks}
         self._scopes = snapshot.scopes
-        self._below: dict[int, list[int]] = {}
-        below: set[int] = set()
-        for task in snapshot.tasks:
-            parts = list(task.wait.on) if task.wait and task.wait.kind in _STRUCTURE else []
-            self._below.setdefault(task.id, []).extend(part for part in parts if part in self.tasks)
-            below.update(parts)
-        for task in snapshot.tasks:
-            if task.parent in self.tasks and task.id not in below:
-                self._below[task.parent].append(task.id)
-                below.add(task.id)
+        self._roots, self._below = plant(self.tasks)
         self._drawn: set[int] = set()
-        self._roots = [task for task in snapshot.tasks if task.id not in below]
         # What makes a block what it is, by number: one inside the other would be as deep as a chain of tasks.
         self._keys: dict[object, int] = {}
 
@@ -138,40 +126,41 @@ class _Forest:
         """Draw a task and what is below it, without recursion: a chain of tasks may be long."""
         order: list[TaskNode] = []
         todo = [task]
-        parts: dict[int, list[TaskNode]] = {}
         while todo:
             node = todo.pop()
             if node.id in self._drawn:
                 continue
             self._drawn.add(node.id)
             order.append(node)
-            parts[node.id] = [self.tasks[number] for number in self._below.get(node.id, ())]
-            todo += parts[node.id]
+            todo += self._below[node.id]
         blocks: dict[int, _Block] = {}
         for node in reversed(order):  # what is below first
-            blocks[node.id] = self._draw_one(
-                node, [blocks.pop(p.id) for p in parts[node.id] if p.id in blocks]
-            )
+            below = [blocks.pop(part.id) for part in self._below[node.id] if part.id in blocks]
+            blocks[node.id] = self._draw_one(node, below)
         return blocks[task.id]
 
     def _draw_one(self, task: TaskNode, below: list[_Block]) -> _Block:
         merged = self.merge(below)
-        lines = [_describe_task(task), *(f"    {place}" for place in _choose(task.stack)), *_indent(merged)]
+        lines = [
+            _describe_task(task),
+            *(f"    {place}" for place in choose_places(task.stack)),
+            *_indent(merged),
+        ]
         wait = task.wait
-        kind = () if wait is None else (wait.kind, "" if wait.kind in _STRUCTURE else wait.text)
+        kind = () if wait is None else (wait.kind, "" if wait.kind in PARTS else wait.text)
         key = self._key(task.state, task.stack, kind, *(block.key for block in merged))
         return _Block(key, (wait.seconds if wait else None) or 0.0, lines)
 
 
 def _describe_scope(scope: ScopeNode) -> Iterator[str]:
-    left = "" if scope.left is None else f", {format_seconds(scope.left)} left"
+    left = "" if scope.left is None else f", {say_seconds(scope.left)} left"
     cause = "" if scope.cause is None else f", cancelled: {scope.cause}"
     over = ", over, but this is left of it" if scope.over else ""
-    yield f"{scope.kind} {scope.route or '(no route)'} for {format_seconds(scope.seconds)}{left}{cause}{over}"
+    yield f"{scope.kind} {scope.route or '(no route)'} for {say_seconds(scope.seconds)}{left}{cause}{over}"
     yield f"    request {scope.request}"
     for lease in scope.leases:
         place = f" at {lease.place}" if lease.place else ""
-        yield f"    has borrowed {lease.name} for {format_seconds(lease.seconds or 0.0)}{place}"
+        yield f"    has borrowed {lease.name} for {say_seconds(lease.seconds or 0.0)}{place}"
 
 
 def _describe_task(task: TaskNode) -> str:
@@ -179,8 +168,8 @@ def _describe_task(task: TaskNode) -> str:
     if wait is None:
         return f"{task.name} {'runs' if task.state == 'running' else 'is about to run'}"
     least = "at least " if wait.at_least else ""
-    since = "" if wait.seconds is None else f" for {least}{format_seconds(wait.seconds)}"
-    ends = "" if wait.ends_in is None else f"; this ends in {format_seconds(wait.ends_in)}"
+    since = "" if wait.seconds is None else f" for {least}{say_seconds(wait.seconds)}"
+    ends = "" if wait.ends_in is None else f"; this ends in {say_seconds(wait.ends_in)}"
     return f"{task.name} has waited{since} for {wait.text}{ends}"
 
 
@@ -190,12 +179,6 @@ def _indent(blocks: Sequence[_Block]) -> Iterator[str]:
         first, *rest = block.lines
         yield f"  {'└' if last else '├'}─ {first}"
         yield from (f"  {' ' if last else '│'}  {line}" for line in rest)
-
-
-def _choose(stack: Sequence[Place]) -> Sequence[Place]:
-    """Return the lines of the app, and the innermost one where it has none."""
-    apps = [place for place in stack if place.is_apps and place.function != "<module>"]
-    return apps or stack[-1:]
 
 
 def _count(number: int, noun: str) -> str:

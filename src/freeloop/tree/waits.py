@@ -1,4 +1,4 @@
-"""What a task waits for, in words. Pure."""
+"""What a task waits for, and for how long, in words. Pure."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def describe_wait(
 def _describe(holder: Holder) -> str:
     words = holder.name or NAMES["somebody"]
     if holder.seconds is not None:
-        words = NAMES["since"].format(holder=words, lasted=format_seconds(holder.seconds))
+        words = NAMES["since"].format(holder=words, lasted=say_seconds(holder.seconds))
     return NAMES["at"].format(holder=words, place=holder.place) if holder.place else words
 
 
@@ -107,14 +107,16 @@ def _enumerate(names: Sequence[str], more: int = 0) -> str:
     return "".join(shown)
 
 
-def format_seconds(seconds: float) -> str:
-    """Return seconds as people read them: ``35 ms``, ``2.4 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    if seconds < 1:
-        return f"{max(0.0, seconds) * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
+def say_seconds(seconds: float | None) -> str:
+    """Say a duration in three digits at most: ``1.2 ms``, ``4.0 s``, ``3 min 20 s``; None: a dash."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.3g} ms" if seconds >= 0.0001 else "0 ms"
+    if seconds < 99.95:
+        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 120:
+    if minutes < 60:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min"

@@ -49,7 +49,7 @@ class Dump(NamedTuple):
 class Backstop:
     """The timer, for a loop in the main thread on Linux; does nothing elsewhere, or where others use SIGALRM.
 
-    Whoever sets a handler of its own for SIGALRM later on keeps it: the timer is stopped at the next look.
+    Whoever sets a handler of its own for SIGALRM later on keeps it: the next heartbeat stops the timer.
 
     To be made and closed in the loop's thread.
 

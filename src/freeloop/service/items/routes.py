@@ -132,7 +132,7 @@ async def list_all(request: Request) -> Response:
     "",
     status_code=201,
     response_model=Item,
-    dependencies=[Depends(require_token)],
+    dependencies=[require_token],
     responses=responses(401, 504) | {201: {"description": "Created and stored.", "headers": _CREATED}},
 )
 async def create(database: Db, item: NewItem, key: IdempotencyKey) -> Response:
@@ -205,7 +205,7 @@ async def read(database: Db, item_id: ItemIdPath, match: IfMatch, none_match: If
 @router.patch(
     "/{item_id}",
     response_model=Item,
-    dependencies=[Depends(require_token)],
+    dependencies=[require_token],
     responses=responses(401, 404, 412, 504) | _ITEM_FOUND,
 )
 async def change(database: Db, item_id: ItemIdPath, patch: ItemPatch, match: IfMatch) -> Response:
@@ -219,7 +219,7 @@ async def change(database: Db, item_id: ItemIdPath, patch: ItemPatch, match: IfM
 @router.delete(
     "/{item_id}",
     status_code=204,
-    dependencies=[Depends(require_token)],
+    dependencies=[require_token],
     responses=responses(401, 404, 412, 504),
 )
 async def delete(database: Db, item_id: ItemIdPath, match: IfMatch) -> Response:
