@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import runpy
 import shutil
 import signal
@@ -46,6 +47,8 @@ def main() -> None:
             require_markers(name)
     # As an exception, so that the servers and folders of a stopped run are cleaned up as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Servers start more than a hundred times: compiled modules are kept, as they are where one is deployed.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     files = raise_file_limit()
     machine = describe()
     pin(GENERATOR_CORE)

@@ -153,7 +153,20 @@ def judge_least(measured: dict[str, float], target: float) -> str:
     return "kept in some rounds, **missed** in others"
 
 
-def say_rounds(rounds: int) -> str:
-    """Return the sentence that explains the numbers of a table."""
+def say_rounds(rounds: int, peers: Mapping[str, Any] | None = None) -> str:
+    """Return the sentence that explains the numbers of a table; ``peers`` as of :func:`say_once`."""
     plural = "round" if rounds == 1 else "rounds"
-    return f"Median of {rounds} {plural}, in brackets the lowest and the highest."
+    return (
+        f"Median of {rounds} {plural}{say_once(rounds, peers or {})}, in brackets the lowest and the highest."
+    )
+
+
+def say_once(rounds: int, peers: Mapping[str, Any]) -> str:
+    """Return in brackets those of ``peers`` that had one round where others had more; or nothing.
+
+    Args:
+        rounds: How many the others had.
+        peers: By name, each with its ``rounds``; results of before may have none.
+    """
+    once = [name for name, peer in peers.items() if peer.get("rounds", rounds) < rounds]
+    return f" (one round of {'; '.join(once)})" if once else ""

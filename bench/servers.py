@@ -145,6 +145,7 @@ def wait_until(condition: Callable[[], bool], *, timeout: float, expected: str) 
 def start(peer: Peer, environment: Mapping[str, str], *, timeout: float = 60.0) -> Iterator[Running]:
     """Start ``peer`` on the servers' core with its output in a file; end it by its own process id."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FREELOOP_")}
+    clean["FREELOOP_DRAIN_DELAY"] = "0"  # no load balancer has to turn away
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output, on_core(SERVER_CORE):

@@ -47,7 +47,7 @@ class Run:
 
     Attributes:
         short: A few seconds, to see that the case works; its numbers mean nothing.
-        rounds: How often ours and every peer are measured.
+        rounds: How often ours is measured, and every peer that is compared with it round by round.
         only: Names (parts of names) of the peers to run; empty for all.
         data_dir: A folder for the embedded PostgreSQL, removed at the end.
         files: How many files a process may open.
@@ -67,17 +67,21 @@ class Run:
             peer for peer in peers if not self.only or any(part in peer.name.lower() for part in self.only)
         ]
 
+    def line_up(self, peers: Sequence[Peer], number: int, once: Sequence[Peer] = ()) -> list[Peer]:
+        """Return those that have a part in a round, counted from 0, each round beginning with another.
+
+        Those of ``once`` have a part in the first round only: peers that no target compares with ours.
+        """
+        return rotate([peer for peer in peers if not number or peer not in once], number)
+
     def alternate(
         self, peers: Sequence[Peer], measure: Callable[[Peer], dict[str, Any]], *, once: Sequence[Peer] = ()
     ) -> dict[str, list[dict[str, Any]]]:
-        """Measure all peers once a round, each round beginning with another; return rounds by name.
-
-        Those of ``once`` have a part in the first round only.
-        """
+        """Measure all peers once a round, as :meth:`line_up` has them; return rounds by name."""
         chosen = self.choose(peers)
         results: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in chosen}
         for number in range(self.rounds):
-            for peer in rotate([each for each in chosen if not number or each not in once], number):
+            for peer in self.line_up(chosen, number, once):
                 self.say(f"round {number + 1} of {self.rounds}: {peer.name}")
                 results[peer.name].append(measure(peer))
         return results

@@ -13,7 +13,7 @@ from operator import truediv
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Run, rotate
+from bench.cases import Run
 from bench.postgresql import Shop, find_pgbench, find_versions, open_shop
 from bench.report import compare, compare_most, judge_least, name_versions, say_rounds, spread, summarize
 from bench.servers import OURS, Peer, Running, run_uvicorn, start
@@ -36,6 +36,7 @@ SQLALCHEMY = Peer("SQLAlchemy", run_uvicorn("bench.peers.items_sqlalchemy:app"))
 ASYNCPG = Peer("asyncpg", run_uvicorn("bench.peers.items_asyncpg:app"))
 TUNED = Peer("asyncpg, tuned", run_uvicorn("bench.peers.items_tuned:app"))
 LITESTAR = Peer("Litestar", run_uvicorn("bench.peers.items_litestar:app"))
+_ONCE = (SQLALCHEMY, ASYNCPG, TUNED, LITESTAR)  # no target names them
 
 _LOADS = {
     "distinct": [f"/items?limit={ROWS}&after={ROWS * number}" for number in range(1, CALLERS + 1)],
@@ -48,7 +49,7 @@ _SCRIPT = f"\\set after random(1, {CALLERS}) * {ROWS}\n\\set most {ROWS} + 1\n{_
 
 
 def measure(run: Run) -> dict[str, Any]:
-    slices, seconds = (2, 0.2) if run.short else (4, 1.2)
+    slices, seconds = (1, 0.1) if run.short else (4, 1.2)
     peers = run.choose((OURS, TUTORIAL, SQLALCHEMY, ASYNCPG, TUNED, LITESTAR))
     rounds: dict[str, dict[str, list[dict[str, Any]]]] = {
         peer.name: {kind: [] for kind in _LOADS} for peer in peers
@@ -56,7 +57,7 @@ def measure(run: Run) -> dict[str, Any]:
     limits = []
     with open_shop(run.data_dir, _ITEMS) as shop:
         for number in range(run.rounds):
-            turn = rotate(peers, number)
+            turn = run.line_up(peers, number, _ONCE)
             for kind, paths in _LOADS.items():
                 run.say(
                     f"round {number + 1} of {run.rounds}: {kind}, {', '.join(peer.name for peer in turn)}"
@@ -146,10 +147,12 @@ def _compare_rounds(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) ->
 
 def document(result: dict[str, Any]) -> str:
     peers = result["peers"]
-    rounds = next(iter(peers.values()))["distinct"]["rounds"]
+    loads = {name: peer["distinct"] for name, peer in peers.items()}
+    rounds = next(iter(loads.values()))["rounds"]
     introduction = (
         f"{result['callers']} callers on keep-alive connections, `GET /items` with {result['rows']} rows; "
-        f"{result['slices']} slices of about {result['seconds']:g} s to each in turn. {say_rounds(rounds)}"
+        f"{result['slices']} slices of about {result['seconds']:g} s to each in turn. "
+        f"{say_rounds(rounds, loads)}"
     )
     parts = [introduction, "![Answers a second of the peers](images/bench-items.svg)"]
     for kind, words in (("distinct", "Each caller another page"), ("identical", "All callers the same page")):

@@ -11,7 +11,7 @@ from operator import sub, truediv
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Run, rotate
+from bench.cases import Run
 from bench.load_closed import Callers
 from bench.memory import measure_waiting, warm_up
 from bench.report import judge, say_rounds, spread, summarize, table
@@ -59,6 +59,7 @@ _ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
 }
 _WITH_MEMORY = {PLAIN.name, SETTLED.name, OURS.name}
 _BY_WRK = (RAW, PLAIN, OURS)
+_ONCE = (RAW,)  # no target names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Sizes:
 
 def measure(run: Run) -> dict[str, Any]:
     sizes = (
-        Sizes(2, 500, 500, 0.6, by_wrk=1, viewed=1)
+        Sizes(1, 500, 500, 0.6, by_wrk=1, viewed=1)
         if run.short
         else Sizes(8, 2_400, min(10_000, run.files - 200), 8.0, by_wrk=2, viewed=8)
     )
@@ -94,8 +95,8 @@ def measure(run: Run) -> dict[str, Any]:
     wrk = find_version()
     weighed: set[str] = set()
     for number in range(run.rounds):
-        run.say(f"round {number + 1} of {run.rounds}: {', '.join(peer.name for peer in peers)} in turn")
-        turn = rotate(peers, number)
+        turn = run.line_up(peers, number, _ONCE)
+        run.say(f"round {number + 1} of {run.rounds}: {', '.join(peer.name for peer in turn)} in turn")
         measured, rate = _measure_cpu(turn, sizes)
         rates.append(rate)
         for peer in turn:
@@ -186,7 +187,7 @@ def _load(servers: Mapping[str, Running], count: int, pace: float | None, name: 
 
 def _measure_memory(peer: Peer, sizes: Sizes) -> float | None:
     with _start(peer, sizes.wait) as server:
-        warm_up(server, _WAITING_PATH)
+        warm_up(server, _PATH)
         used = measure_waiting(server, _WAITING_PATH, sizes.waiting, sizes.wait)
         return None if used is None else used / 1000
 
@@ -217,13 +218,14 @@ def _subtract(rounds: Mapping[str, list[dict[str, Any]]], base: Peer) -> dict[st
     for name, measured in rounds.items():
         if name == base.name:
             continue
+        beside = rounds[base.name][: len(measured)]  # who has one round had a part in the first
         memory = [
             one["memory"] - other["memory"]
-            for one, other in zip(measured, rounds[base.name], strict=True)
+            for one, other in zip(measured, beside, strict=True)
             if one["memory"] is not None and other["memory"] is not None
         ]
         differences[name] = {
-            **{key: pair(measured, rounds[base.name], key, sub) for key in ("full", "paced")},
+            **{key: pair(measured, beside, key, sub) for key in ("full", "paced")},
             "memory": summarize(memory) if memory else None,
         }
     return differences
@@ -237,12 +239,13 @@ _COLUMNS = (  # key, unit, digits, words, target
 
 
 def document(result: dict[str, Any]) -> str:
-    peers, rounds = result["peers"], next(iter(result["peers"].values()))["rounds"]
+    peers = result["peers"]
+    rounds = max(peer["rounds"] for peer in peers.values())
     introduction = (
         f"{result['callers']} callers on keep-alive connections, `GET {_PATH}`, {result['slices']} times "
         f"{result['count']:,} requests to each in turn, at full speed and at {result['rate']:,.0f} a second "
         f"(half of what `uvicorn` answered); {result['waiting']:,} requests that wait at once, in the first "
-        f"round. {say_rounds(rounds)}"
+        f"round. {say_rounds(rounds, peers)}"
     )
     parts = [
         introduction,

@@ -32,7 +32,8 @@ _WORK, _PROBE = "/work", "/livez"
 _APP, _POOL_APP = "bench.peers.limited_resource:app", "bench.peers.limited_pool:app"
 
 OURS = Peer("freeloop run", run_freeloop(_APP, "--no-access-log"), OUR_LISTENING)
-PLAIN = Peer("uvicorn", run_uvicorn(_APP, "--no-access-log"))
+# The backlog that it has at the end is measured by nobody.
+PLAIN = Peer("uvicorn", run_uvicorn(_APP, "--no-access-log", "--timeout-graceful-shutdown", "1"))
 LIMITED = Peer(
     f"uvicorn --limit-concurrency {LIMIT}",
     run_uvicorn(_APP, "--no-access-log", "--limit-concurrency", str(LIMIT)),

@@ -119,7 +119,7 @@ def _measure_waiting(run: Run, together: int) -> dict[str, Any]:
     seconds = 0.5 if run.short else 2.0 if together < WAITING[-1] else 8.0
     with start(OURS, {"FREELOOP_DATA_DIR": str(run.data_dir / "waiting")}) as server:
         path = f"/async-task?seconds={seconds}"
-        warm_up(server, path)
+        warm_up(server, "/async-task?seconds=0")
         memory = measure_waiting(server, path, together, seconds) if together >= _LEAST else None
         with Burst(server.port, path, together, timeout=60) as burst:
             burst.connect()

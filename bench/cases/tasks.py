@@ -17,7 +17,7 @@ from typing import Any
 
 import asyncpg
 
-from bench.cases import Run, rotate
+from bench.cases import Run
 from bench.machine import SERVER_CORE, on_core
 from bench.postgresql import Shop, find_versions, open_shop
 from bench.redis import find_version, open_redis
@@ -55,6 +55,7 @@ BARE_START = Peer(
     "FastAPI, asyncpg and pgqueuer", run_uvicorn("bench.peers.task_start_pgqueuer:app", "--no-access-log")
 )
 STARTERS = (ELSEWHERE, INLINE, ALONE, BARE_START)
+_ONCE = (STREAQ, ARQ, BARE_START)  # no target names them
 _ORDERS = "create table orders (id bigint generated always as identity primary key, what text not null)"
 # Of the issue: of the engine's executions and of procrastinate's at least, ms at most, 202 a second at least.
 DRAINED: Mapping[str, float] = {BARE.name: 0.5, PROCRASTINATE.name: 10.0}
@@ -74,14 +75,14 @@ def measure(run: Run) -> dict[str, Any]:
     rounds: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in engines}
     answers: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in starters}
     for number in range(run.rounds):
-        for peer in rotate(engines, number):
+        for peer in run.line_up(engines, number, _ONCE):
             run.say(f"round {number + 1} of {run.rounds}: {peer.name}")
             # Of the slow ones fewer: they have a rate, and a time, too.
             fewer = count // 5 if peer is PROCRASTINATE else count
             alone = singles // 8 if peer is ARQ else singles
             if (measured := _measure_engine(peer, max(BATCH, fewer), alone)) is not None:
                 rounds[peer.name].append(measured)
-        for peer in rotate(starters, number):
+        for peer in run.line_up(starters, number, _ONCE):
             run.say(f"round {number + 1} of {run.rounds}: 202, {peer.name}")
             answers[peer.name].append(_measure_answers(peer, slices, seconds))
     rounds = {name: measured for name, measured in rounds.items() if measured}
@@ -167,6 +168,7 @@ async def _prepare(shop: Shop) -> None:
 def _summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     delays = [sorted(1000 * delay for delay in each["delays"]) for each in rounds]
     return {
+        "rounds": len(rounds),
         **{key: summarize([each[key] for each in rounds]) for key in ("many", "single", "drained", "cpu_us")},
         "peak_mb": summarize([each["peak_mb"] for each in rounds]),
         "p50": summarize([percentile(each, 50) for each in delays]),
@@ -175,10 +177,11 @@ def _summarize(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def document(result: dict[str, Any]) -> str:
+    rounds, measured = result["rounds"], {**result["peers"], **result["answers"]}
     introduction = (
         f"{result['count']:,} tasks that do nothing (of procrastinate a fifth), started {result['batch']} at "
         f"a time, then executed by one worker; {result['singles']} started one by one from 32 places, and as "
-        f"many one after the other while the worker rests (of arq an eighth). {say_rounds(result['rounds'])}"
+        f"many one after the other while the worker rests (of arq an eighth). {say_rounds(rounds, measured)}"
     )
     header = [
         "",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.blocks import APPS, INNOCENT, Verdict, list_ways, question
-from bench.cases import Run, rotate
+from bench.cases import Run
 from bench.report import compare, judge, name_versions, say_rounds, spread, summarize, table
 from bench.servers import OUR_LISTENING, ROOT, Peer, Running, run_freeloop, run_uvicorn, start
 from bench.slices import list_numbers, load, load_in_turn, pair, warn_of_others
@@ -22,6 +22,7 @@ TITLE = "Finding what blocks the loop"
 CALLERS = 32
 TARGET_US, TARGET_IDLE_MS = 2, 5  # of CPU time, a request and an idle second
 MOST = 1.3  # times the CPU time of a request without the watchdog that the regression check allows
+_CALM = 2.0  # seconds after a load, in which servers and detectors come to rest
 _CHECKED_WAYS = ("sleep", "cpu-loop", "json")
 _JSON_APP, _BLOCKING_APP, _PATH = "bench.peers.json_route:app", "blocking:app", "/item"
 _WATCHED = run_uvicorn("bench.peers.watched:app", "--no-access-log")
@@ -39,6 +40,7 @@ _DETECTORS = {
 }
 _PEERS = {name: Peer(name, _WATCHED) for name in _DETECTORS}
 PEERS = (PLAIN, UNWATCHED, OURS, *_PEERS.values())
+_ONCE = (PLAIN, *_PEERS.values())  # no target names them
 _SPOKE = {
     OURS.name: r"the event loop (is|was) blocked",
     **{name: said for name, (_, said) in _DETECTORS.items()},
@@ -50,8 +52,9 @@ def measure(run: Run) -> dict[str, Any]:
     peers = run.choose(PEERS)
     rounds: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
     for number in range(run.rounds):
-        run.say(f"round {number + 1} of {run.rounds}: {', '.join(peer.name for peer in peers)} in turn")
-        for name, numbers in _measure_cost(rotate(peers, number), slices, count, idle).items():
+        turn = run.line_up(peers, number, _ONCE)
+        run.say(f"round {number + 1} of {run.rounds}: {', '.join(peer.name for peer in turn)} in turn")
+        for name, numbers in _measure_cost(turn, slices, count, idle).items():
             rounds[name].append(numbers)
     ways = _CHECKED_WAYS[:1] if run.short else list_ways()
     verdicts = {}
@@ -69,7 +72,7 @@ def measure(run: Run) -> dict[str, Any]:
         "versions": {name: version(name) for name in _DETECTORS if name != "asyncio's debug mode"},
         "peers": {
             name: {
-                "rounds": run.rounds,
+                "rounds": len(measured),
                 "held_up": max(max(each["held_up"]) for each in measured),
                 "more_us": pair(measured, rounds[_find_base(name)], "cpu", sub)
                 if _find_base(name) in rounds
@@ -125,6 +128,7 @@ def _start(peer: Peer, app: str) -> Iterator[tuple[Running, Path]]:
             "BENCH_APP": app,
             "BENCH_DETECTOR": _DETECTORS.get(peer.name, ("",))[0],
             "BENCH_REPORTS": folder,
+            "FREELOOP_SHUTDOWN_TIMEOUT": "1",  # the app never ends the pool of processes that it has
             "FREELOOP_WATCH": "false" if peer.name == UNWATCHED.name else "true",
             "PYTHONPATH": f"{ROOT}:{APPS}",
         }
@@ -138,6 +142,8 @@ def _measure_cost(peers: Sequence[Peer], slices: int, count: int, idle: float) -
         for server in servers.values():
             load(server, _PATH, CALLERS, min(1_000, count))
         done = load_in_turn(list(servers), slices, lambda name: load(servers[name], _PATH, CALLERS, count))
+        if idle:
+            time.sleep(_CALM)
         before = {name: server.cpu_clock() for name, server in servers.items()}
         time.sleep(idle)
         used = {name: server.cpu_clock() - before[name] for name, server in servers.items()}
@@ -163,9 +169,9 @@ def document(result: dict[str, Any]) -> str:
     ways, innocent = len(result["ways"]), len(result["innocent"])
     introduction = (
         f"{result['callers']} callers, `GET {_PATH}`, {result['slices']} times {result['count']:,} requests "
-        f"to each in turn; {result['idle']:g} s without any. {say_rounds(rounds)} Found and named are of "
-        f"{ways} ways to block, false alarms of {innocent} things that only look like one; both were tried "
-        "once."
+        f"to each in turn; {result['idle']:g} s without any. {say_rounds(rounds, peers)} Found and named are "
+        f"of {ways} ways to block, false alarms of {innocent} things that only look like one; both were "
+        "tried once."
     )
     rows = [
         [

@@ -12,7 +12,7 @@ import pytest
 from bench import __main__ as command
 from bench import duration
 from bench.blocks import Verdict
-from bench.cases import CHECKED, NAMES, overhead, overload, watch
+from bench.cases import CHECKED, NAMES, Run, overhead, overload, watch
 from bench.report import (
     compare,
     compare_most,
@@ -22,8 +22,10 @@ from bench.report import (
     judge_least,
     name_versions,
     replace_block,
+    say_rounds,
 )
 from bench.routing import measure_routing
+from bench.servers import Peer
 from bench.viewers import document_viewers, follow, summarize_viewers
 from bench.wrk import document_by_both, read_rate, summarize_by_both
 
@@ -178,6 +180,35 @@ def test_the_versions_that_a_result_has_are_named():
     assert name_versions({"versions": {"nginx": "1.2.3", "Redis": None}}) == ["With nginx 1.2.3."]
     assert name_versions({"versions": {"Redis": None}}) == []
     assert name_versions({}) == []
+
+
+@pytest.mark.parametrize(
+    ("rounds", "of_each", "said"),
+    [
+        (2, {}, "Median of 2 rounds, in"),
+        (2, {"ours": 2, "a": 2}, "Median of 2 rounds, in"),
+        (2, {"ours": 2, "a": 1, "b, tuned": 1}, "Median of 2 rounds (one round of a; b, tuned), in"),
+        (1, {"ours": 1, "a": 1}, "Median of 1 round, in"),
+    ],
+)
+def test_who_had_one_round_is_named(rounds, of_each, said):
+    peers = {name: {"rounds": number} for name, number in of_each.items()}
+    assert say_rounds(rounds, peers) == f"{said} brackets the lowest and the highest."
+    assert say_rounds(rounds, {name: {} for name in of_each}) == say_rounds(rounds)  # results of before
+
+
+def test_who_is_measured_once_has_a_part_in_the_first_round(tmp_path):
+    ours, base, other = (Peer(name, ()) for name in ("ours", "base", "other"))
+    turns = []
+
+    def measure(peer):
+        turns.append(peer.name)
+        return {}
+
+    run = Run(short=True, rounds=3, only=[], data_dir=tmp_path, files=0, say=lambda _: None)
+    measured = run.alternate((ours, base, other), measure, once=(other,))
+    assert turns == ["ours", "base", "other", "base", "ours", "ours", "base"]
+    assert {name: len(rounds) for name, rounds in measured.items()} == {"ours": 3, "base": 3, "other": 1}
 
 
 def test_only_the_block_of_its_case_is_replaced(tmp_path):
