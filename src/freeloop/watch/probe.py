@@ -102,7 +102,7 @@ class Probe:
         self._alarm = Alarm()
         self._backstop = Backstop(self._catch) if backstop else None
         self._thread = threading.Thread(target=self._run, name="freeloop-watch", daemon=True)
-        self._thread.start()  # and wait: the alarm is set by the first heartbeat
+        self._thread.start()  # it waits: the alarm is set below, once all that a look needs is there
         self._loop_queue = RunQueue(threading.get_native_id())
         self._queue = RunQueue(self._thread.native_id or 0)
         self.heart = Heart(loop, limit=threshold, tick=self._tick, read=self._read, on_beat=self._hear)
